@@ -1,0 +1,132 @@
+"""The one error tree of the project.
+
+    LivepeerRayError                      deployments/errors.py
+    ├── ReplicaError                      raised in a replica; .http_status
+    │   ├── BadRequest                      400
+    │   └── InferenceFailed                 500
+    ├── ModelError                        a replica that cannot load
+    │   ├── ModelNotFound
+    │   └── ModelBroken
+    ├── JobError                          how a job is answered; .http_status, .network_text()
+    │   ├── JobRejected                     400  nobody could serve it
+    │   ├── InsufficientCapacity            503  somebody else should
+    │   └── JobFailed                       500  our fault
+    │       └── DeadlinePassed              504
+    ├── ConfigError                       the operator has to change something; exit status 2
+    │   └── AIModelsError                   .problems
+    └── RegistrationError                 this attempt to register failed; retried unless fatal
+        ├── OrchestratorUnreachable
+        ├── OrchestratorRefused             the stream was ended without a word
+        ├── FingerprintMismatch
+        └── InvalidSecret                   fatal; exit status 3
+
+Each `JobError` carries the HTTP status and the words that the network acts on, so that nobody
+composes either by hand. What gateways do with the words: go-livepeer, server/ai_process.go.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from deployments.errors import (
+    BadRequest,
+    InferenceFailed,
+    LivepeerRayError,
+    ModelBroken,
+    ModelError,
+    ModelNotFound,
+    ReplicaError,
+)
+
+__all__ = [
+    "AIModelsError",
+    "BadRequest",
+    "ConfigError",
+    "DeadlinePassed",
+    "FingerprintMismatch",
+    "InferenceFailed",
+    "InsufficientCapacity",
+    "InvalidSecret",
+    "JobError",
+    "JobFailed",
+    "JobRejected",
+    "LivepeerRayError",
+    "ModelBroken",
+    "ModelError",
+    "ModelNotFound",
+    "OrchestratorRefused",
+    "OrchestratorUnreachable",
+    "RegistrationError",
+    "ReplicaError",
+]
+
+
+class JobError(LivepeerRayError):
+    """A job that is answered with an error."""
+
+    http_status: ClassVar[int]
+    _text: ClassVar[str]
+
+    def network_text(self, pipeline: str) -> str:
+        """Returns the words for the orchestrator, one line."""
+        why = " ".join(str(self).split())
+        return self._text.format(pipeline=pipeline, why=why)
+
+
+class JobRejected(JobError):
+    """Nobody could serve this job: the caller gets the reason and no other worker is tried."""
+
+    http_status = 400
+    _text = "{pipeline} container returned 400: {why}"
+
+
+class InsufficientCapacity(JobError):
+    """Not here, not now: another orchestrator is tried and ours is not suspended."""
+
+    http_status = 503
+    _text = "insufficient capacity: {why}"
+
+
+class JobFailed(JobError):
+    """Our failure: another orchestrator is tried and the gateway suspends ours."""
+
+    http_status = 500
+    _text = "{pipeline} container returned 500: {why}"
+
+
+class DeadlinePassed(JobFailed):
+    """The job was not finished within its deadline."""
+
+    http_status = 504
+
+
+class ConfigError(LivepeerRayError):
+    """Flags, environment or files that the operator has to change."""
+
+
+class AIModelsError(ConfigError):
+    """Everything that is wrong with an aiModels.json, found in one pass."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        """Takes the problems, each naming file, entry and field."""
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+class RegistrationError(LivepeerRayError):
+    """An attempt to register with an orchestrator that failed."""
+
+
+class OrchestratorUnreachable(RegistrationError):
+    """No connection, or what answered does not speak the protocol."""
+
+
+class OrchestratorRefused(RegistrationError):
+    """The orchestrator ended the stream at once, without an error: the version is too old."""
+
+
+class FingerprintMismatch(RegistrationError):
+    """The orchestrator's certificate is not the pinned one."""
+
+
+class InvalidSecret(RegistrationError):
+    """The orchestrator does not accept the secret."""

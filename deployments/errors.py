@@ -1,0 +1,39 @@
+"""What can go wrong in a replica, and the root of the project's one error tree.
+
+The whole tree is drawn in `cluster/errors.py`. Each error takes one message, so that it
+survives being pickled on its way from the replica to the caller.
+"""
+
+from typing import ClassVar
+
+
+class LivepeerRayError(Exception):
+    """Every error that this project raises on purpose."""
+
+
+class ReplicaError(LivepeerRayError):
+    """A request that a replica did not serve; `http_status` is what the runner API answers."""
+
+    http_status: ClassVar[int] = 500
+
+
+class BadRequest(ReplicaError):
+    """Nobody could serve this request: the caller has to change it."""
+
+    http_status: ClassVar[int] = 400
+
+
+class InferenceFailed(ReplicaError):
+    """The model raised, or ran out of memory; another replica may fare better."""
+
+
+class ModelError(LivepeerRayError):
+    """A model that cannot be loaded; the message names it and the remedy."""
+
+
+class ModelNotFound(ModelError):
+    """The model's files are not below the models directory."""
+
+
+class ModelBroken(ModelError):
+    """The model's files are there and do not load."""

@@ -1,0 +1,35 @@
+"""The table of pipelines. A pipeline is one replica module, one schema module and one line here.
+
+The replica class stands as an import string, so that reading the table imports no torch.
+"""
+
+from dataclasses import dataclass
+
+from deployments.schemas.base import Request
+from deployments.schemas.text_to_image import TextToImageRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """One pipeline of the Livepeer AI network that this project serves."""
+
+    name: str
+    """As in aiModels.json and on the wire, `text-to-image`."""
+    capability: int
+    """The network's number for it (go-livepeer, core/capabilities.go)."""
+    request: type[Request]
+    replica: str
+    """`module:class` of the replica, a `deployments.replica.Replica`."""
+
+
+_ALL = (
+    Pipeline(
+        name="text-to-image",
+        capability=27,
+        request=TextToImageRequest,
+        replica="deployments.text_to_image:TextToImageReplica",
+    ),
+)
+
+PIPELINES: dict[str, Pipeline] = {pipeline.name: pipeline for pipeline in _ALL}
+"""By name."""

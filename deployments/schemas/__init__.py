@@ -1,0 +1,1 @@
+"""Requests and results of the pipelines: the single source for bridge, HTTP API and replicas."""

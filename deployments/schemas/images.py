@@ -1,0 +1,56 @@
+"""The result of every pipeline that answers with images, and the bounds they share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deployments.schemas.base import MediaFile, Result
+
+MAX_IMAGES = 10
+"""Images a request. The orchestrator's store keeps 12 files a request and the input is one of
+them (go-livepeer, drivers/local.go): 11 at most, and one is left in reserve."""
+
+SIDE_MULTIPLE = 8
+"""Sides must be whole latents: every diffusers VAE that is served here shrinks by 8."""
+
+MIN_SIDE = 64
+"""Pixels. Below 8 latents the UNets' down blocks run out of pixels to halve."""
+
+MAX_SIDE = 2048
+"""Pixels. Beyond this a single decode step of an SDXL VAE does not fit a 24 GB card."""
+
+MAX_STEPS = 200
+"""Denoising steps. The slowest schedulers converge well before; more only occupies the GPU."""
+
+MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1 - MAX_IMAGES
+"""The answer's seeds are Go int64 and count up from the request's, one an image."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """One encoded image."""
+
+    file: MediaFile
+    seed: int
+    nsfw: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImagesResult(Result):
+    """Images in the order of their seeds."""
+
+    images: tuple[Image, ...]
+
+    @property
+    def files(self) -> Sequence[MediaFile]:
+        """One file an image."""
+        return [image.file for image in self.images]
+
+    def document(self, urls: Sequence[str]) -> dict[str, Any]:
+        """Returns ai-runner's ImageResponse."""
+        return {
+            "images": [
+                {"url": url, "seed": image.seed, "nsfw": image.nsfw}
+                for url, image in zip(urls, self.images, strict=True)
+            ]
+        }
