@@ -30,7 +30,7 @@ class Request(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _null_means_absent(cls, payload: Any) -> Any:
-        """Drops nulls: Go marshals an absent file as null (go-livepeer, ai/worker/runner.gen.go)."""
+        """Drops nulls: Go marshals an absent file as null (ai/worker/runner.gen.go)."""
         if isinstance(payload, Mapping):
             return {name: value for name, value in payload.items() if value is not None}
         return payload
