@@ -1,0 +1,80 @@
+"""What the rest of the project knows of an aiModels.json: models, their flags and Ray options."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, NamedTuple
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
+
+MAX_CAPACITY = 10_000
+"""Far above any real cluster: a slip of the finger must not ask Ray for a million replicas."""
+
+
+class ModelKey(NamedTuple):
+    """What a job asks for and capacity is counted by."""
+
+    pipeline: str
+    model_id: str
+
+    def __str__(self) -> str:
+        """As people read it, `text-to-image org/name`."""
+        return f"{self.pipeline} {self.model_id}"
+
+
+def word(value: str) -> str:
+    """A name that can stand in a message, a table or a header without breaking it."""
+    if not value:
+        raise ValueError("must not be empty")
+    if not value.isprintable() or " " in value:
+        raise ValueError("must not contain blanks or control characters")
+    return value
+
+
+def _gpu_count(value: float) -> float:
+    """Ray's rule for resources: GPUs are shared in parts or taken whole."""
+    if value < 0 or (value > 1 and not value.is_integer()):
+        raise ValueError("must be 0 (on the CPU), a fraction of one GPU, or a whole number")
+    return value
+
+
+class RayOptions(BaseModel):
+    """The optional `ray` object of an entry: what Ray may do for this model."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    num_gpus: Annotated[float, AfterValidator(_gpu_count)] = 1.0
+    """GPUs of each replica; 0 runs it on the CPU."""
+    max_replicas: int | None = Field(default=None, ge=1, le=MAX_CAPACITY)
+    """How far load may add replicas; None: no further than `capacity`."""
+    max_ongoing_requests: int = Field(default=1, ge=1, le=MAX_CAPACITY)
+    """Requests that one replica works on at a time."""
+    accelerator_type: Annotated[str, AfterValidator(word)] | None = None
+    """Ray's name of a GPU model, such as A100, to which replicas are bound."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizationFlags:
+    """Which of ai-runner's optimizations a replica switches on; never both."""
+
+    sfast: bool = False
+    deepcache: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AIModel:
+    """A model to serve, on Ray or, with a `url`, by a container that runs elsewhere."""
+
+    pipeline: str
+    model_id: str
+    warm: bool = False
+    capacity: int = 1
+    """Replicas on Ray; jobs at a time for a `url`."""
+    url: str | None = None
+    """Base address without a final slash."""
+    token: SecretStr | None = None
+    flags: OptimizationFlags = OptimizationFlags()
+    ray: RayOptions = field(default_factory=RayOptions)
+
+    @property
+    def key(self) -> ModelKey:
+        """Pipeline and model id."""
+        return ModelKey(self.pipeline, self.model_id)

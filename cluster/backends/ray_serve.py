@@ -1,0 +1,79 @@
+"""Runs requests on Serve replicas through deployment handles, and reads their failures."""
+
+import asyncio
+
+from ray import serve
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RayServeException,
+    ReplicaUnavailableError,
+)
+from ray.serve.handle import DeploymentHandle
+
+from cluster.ai_models import ModelKey
+from cluster.errors import (
+    BadRequest,
+    InsufficientCapacity,
+    JobError,
+    JobFailed,
+    JobRejected,
+    ReplicaError,
+)
+from cluster.serve_config import app_name
+from deployments.schemas.base import Completed, Request, Result
+
+
+class RayBackend:
+    """One handle per model, made on its first job. Must be used in the driver's event loop."""
+
+    def __init__(self) -> None:
+        """Makes no connection yet."""
+        self._handles: dict[ModelKey, DeploymentHandle[Completed[Result]]] = {}
+
+    async def run(self, key: ModelKey, request: Request) -> Completed[Result]:
+        """Runs one request on a replica of the model; see `Backend.run`."""
+        try:
+            if key not in self._handles:
+                # Asks the controller, which may take a while: off the event loop.
+                self._handles[key] = await asyncio.to_thread(serve.get_app_handle, app_name(key))
+            response = self._handles[key].run.remote(request)
+            try:
+                completed: Completed[Result] = await response
+            except asyncio.CancelledError:
+                # Cancelling this task does not reach the replica, only this does (Ray 2.60).
+                response.cancel()  # type: ignore[no-untyped-call]
+                raise
+        except Exception as error:
+            raise as_job_error(error, key) from error
+        return completed
+
+
+def as_job_error(error: Exception, key: ModelKey) -> JobError:
+    """Sorts what a handle raised by what should happen to the job.
+
+    Replica and node deaths are capacity that went away under the job: another orchestrator
+    should try, and ours is not at fault.
+    """
+    if isinstance(error, RayTaskError):
+        # The replica's own exception; the wrapper's text is a whole remote traceback.
+        cause = error.cause
+        if isinstance(cause, BadRequest):
+            return JobRejected(str(cause))
+        if isinstance(cause, ReplicaError):
+            return JobFailed(str(cause))
+        return JobFailed(f"{type(cause).__name__}: {_first_line(cause)}")
+    if isinstance(error, RayActorError):
+        return InsufficientCapacity(f"the replica of {key} died while it ran the job")
+    if isinstance(error, BackPressureError):
+        return InsufficientCapacity(f"every replica of {key} is busy")
+    if isinstance(error, DeploymentUnavailableError | ReplicaUnavailableError):
+        return InsufficientCapacity(f"{key} has no replica now")
+    if isinstance(error, RayServeException):
+        return InsufficientCapacity(f"{key} is not deployed: {_first_line(error)}")
+    return JobFailed(f"{type(error).__name__}: {_first_line(error)}")
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "")

@@ -1,0 +1,1 @@
+"""From an orchestrator's job to its answer: registration, admission, running, delivery."""

@@ -1,0 +1,52 @@
+"""Where an orchestrator listens, as the operator writes it."""
+
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from cluster.errors import ConfigError
+
+DEFAULT_PORT = 8935
+"""The port of an orchestrator's service URI."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where an orchestrator listens."""
+
+    host: str
+    port: int
+    tls: bool = True
+
+    @classmethod
+    def parse(cls, text: str) -> "Address":
+        """Reads `HOST`, `HOST:PORT`, `https://HOST:PORT` or, for plaintext, `http://HOST:PORT`.
+
+        Raises:
+            ConfigError: the text names no host and port.
+        """
+        url = urlsplit(text if "://" in text else f"https://{text}")
+        try:
+            port = url.port or DEFAULT_PORT
+        except ValueError:
+            port = 0
+        if url.scheme not in ("http", "https") or not url.hostname or not port:
+            raise ConfigError(
+                f"orchestrator address {text!r}: want HOST:PORT, such as orchestrator.example:8935"
+            )
+        if url.path.strip("/") or url.query or url.username:
+            raise ConfigError(f"orchestrator address {text!r}: want HOST:PORT and nothing after it")
+        return cls(host=url.hostname, port=port, tls=url.scheme == "https")
+
+    @property
+    def authority(self) -> str:
+        """`HOST:PORT`, with brackets around an IPv6 address."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """`https://HOST:PORT`."""
+        return f"{'https' if self.tls else 'http'}://{self.authority}"
+
+    def __str__(self) -> str:
+        return self.authority if self.tls else self.url

@@ -1,0 +1,201 @@
+"""The bridge: every job that comes in is answered, with its result or with the reason why not.
+
+Order of the end, and why:
+
+1. The registration is closed, so that no new job can come. Jobs already here stay valid: the
+   orchestrator matches answers by task id, not by stream.
+2. Running jobs get `grace_s` to finish, and their answers are delivered.
+3. What still runs is cancelled, which reaches the replica, and answered with `insufficient
+   capacity`: the gateway tries another orchestrator and does not suspend ours.
+4. Only then the HTTP connections close: nothing is left to say.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+from cluster.ai_models import ModelKey
+from cluster.backends import Backend
+from cluster.bridge.admission import Admission
+from cluster.bridge.job import Job, Work, read_work
+from cluster.bridge.results import Answer, Delivery, failure, success
+from cluster.capacity import Capacity
+from cluster.errors import DeadlinePassed, InsufficientCapacity, JobError, JobFailed
+from deployments.schemas.base import Completed, Result
+
+logger = logging.getLogger(__name__)
+
+LAST_ANSWERS_S = 15.0
+"""For delivering the answers of step 3 of the end."""
+
+
+class Registration(Protocol):
+    """How work reaches the bridge. Nothing outside knows which kind it is."""
+
+    def announce(self, capacity: Capacity) -> None:
+        """Makes this the capacity that is known out there."""
+
+    async def run(self) -> None:
+        """Takes work until cancelled; has left by the time it returns."""
+
+
+@dataclass(slots=True, kw_only=True)
+class JobRecord:
+    """What became of one job."""
+
+    task_id: int
+    pipeline: str
+    model_id: str = ""
+    outcome: str = "ok"
+    """`ok`, or the error's text for the orchestrator."""
+    replica: str = ""
+    compute_s: float = 0.0
+    """In the replica."""
+    total_s: float = 0.0
+    """From the job's arrival to the acceptance of its answer."""
+    delivered: bool = False
+
+
+def log_record(record: JobRecord) -> None:
+    """One line a job; its fields are in the JSON log."""
+    logger.log(
+        logging.INFO if record.outcome == "ok" and record.delivered else logging.WARNING,
+        "job %d %s %s: %s, %.2f s (%.2f s in the replica%s)%s",
+        record.task_id,
+        record.pipeline,
+        record.model_id or "-",
+        record.outcome,
+        record.total_s,
+        record.compute_s,
+        f" {record.replica}" if record.replica else "",
+        "" if record.delivered else ", NOT DELIVERED",
+        extra={"job": asdict(record)},
+    )
+
+
+class Bridge:
+    """Joins registration, admission, backends and delivery."""
+
+    def __init__(
+        self,
+        *,
+        backends: Mapping[ModelKey, Backend],
+        delivery: Delivery,
+        deadline_s: float,
+        grace_s: float,
+        on_finished: Callable[[JobRecord], None] = log_record,
+    ) -> None:
+        """Takes the parts; `run` starts them.
+
+        Args:
+            backends: who runs the jobs of each model.
+            delivery: an open one, for the answers.
+            deadline_s: for every job, from its arrival to its result.
+            grace_s: for running jobs at the end.
+            on_finished: called once a job, when all is said.
+        """
+        self._backends = backends
+        self._delivery = delivery
+        self._deadline_s = deadline_s
+        self._grace_s = grace_s
+        self._on_finished = on_finished
+        self._admission = Admission()
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._running: set[asyncio.Task[Completed[Result]]] = set()
+
+    def accept(self, job: Job) -> None:
+        """Takes a job off the registration; returns at once."""
+        task = asyncio.create_task(self._handle(job), name=str(job))
+        self._jobs.add(task)
+        task.add_done_callback(self._jobs.discard)
+
+    async def run(
+        self,
+        *,
+        registration: Registration,
+        snapshots: AsyncIterator[Capacity],
+        stop: asyncio.Event,
+    ) -> None:
+        """Works until `stop` is set, then ends in the order that the module's docstring gives.
+
+        Raises:
+            RegistrationError: a fatal one; running jobs are finished and answered first.
+        """
+        working = {
+            asyncio.create_task(registration.run(), name="registration"),
+            asyncio.create_task(self._follow(snapshots, registration), name="capacity"),
+        }
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        try:
+            await asyncio.wait({*working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (*working, stopping):
+                task.cancel()
+            ended = await asyncio.gather(*working, return_exceptions=True)
+            await self._drain()
+        for result in ended:
+            if isinstance(result, Exception):
+                raise result
+
+    async def _follow(self, snapshots: AsyncIterator[Capacity], registration: Registration) -> None:
+        async for capacity in snapshots:
+            logger.info("capacity: %s", capacity)
+            self._admission.update(capacity)
+            registration.announce(capacity)
+
+    async def _drain(self) -> None:
+        if self._jobs:
+            logger.info("finishing %d jobs", len(self._jobs))
+            await asyncio.wait(self._jobs, timeout=self._grace_s)
+        for running in self._running:
+            running.cancel()
+        if self._jobs:
+            _, unanswered = await asyncio.wait(self._jobs, timeout=LAST_ANSWERS_S)
+            for handling in unanswered:
+                logger.error("%s: not answered before the end", handling.get_name())
+                handling.cancel()
+            await asyncio.gather(*unanswered, return_exceptions=True)
+
+    async def _handle(self, job: Job) -> None:
+        record = JobRecord(task_id=job.task_id, pipeline=job.pipeline)
+        answer = await self._answer(job, record)
+        record.delivered = await self._delivery.deliver(job, answer)
+        record.total_s = asyncio.get_running_loop().time() - job.received_at
+        self._on_finished(record)
+
+    async def _answer(self, job: Job, record: JobRecord) -> Answer:
+        try:
+            work = read_work(job, self._backends)
+            record.model_id = work.key.model_id
+            with self._admission.slot(work.key):
+                completed = await self._run(work, job)
+            record.replica, record.compute_s = completed.replica, completed.compute_s
+            return success(completed.result)
+        except JobError as error:
+            record.outcome = error.network_text(job.pipeline)
+            return failure(error, job.pipeline)
+        except Exception as error:
+            # Whatever it is, an unanswered job would cost the whole worker.
+            logger.exception("%s", job)
+            failed = JobFailed(f"{type(error).__name__} in the bridge")
+            record.outcome = failed.network_text(job.pipeline)
+            return failure(failed, job.pipeline)
+
+    async def _run(self, work: Work, job: Job) -> Completed[Result]:
+        running = asyncio.create_task(self._backends[work.key].run(work.key, work.request))
+        self._running.add(running)
+        try:
+            left_s = job.received_at + self._deadline_s - asyncio.get_running_loop().time()
+            await asyncio.wait({running}, timeout=left_s)
+        finally:
+            self._running.discard(running)
+            in_time = running.done()
+            running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        if not in_time:
+            raise DeadlinePassed(f"no result within {self._deadline_s:g} s")
+        if running.cancelled():
+            raise InsufficientCapacity("this worker is shutting down")
+        return running.result()

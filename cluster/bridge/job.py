@@ -1,0 +1,102 @@
+"""A job as the bridge sees it, and how one is read off the wire.
+
+The message's shape: go-livepeer, server/ai_worker.go `AIJobRequestData`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.ai_models import ModelKey
+from cluster.bridge.peer import Peer
+from cluster.errors import BadRequest, InsufficientCapacity, JobRejected
+from cluster.protocol.lp_rpc_pb2 import NotifyAIJob
+from deployments.registry import PIPELINES
+from deployments.schemas.base import Request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One job, not yet read: `data` is whatever the orchestrator sent."""
+
+    task_id: int
+    pipeline: str
+    data: bytes
+    peer: Peer
+    """Who gets the answer. Task ids mean something to this orchestrator process only."""
+    received_at: float
+    """By the event loop's clock, in seconds."""
+
+    @classmethod
+    def from_message(cls, message: NotifyAIJob, *, peer: Peer, received_at: float) -> "Job":
+        """Takes a job off the stream; nothing in it is checked yet."""
+        return cls(
+            task_id=message.taskId,
+            pipeline=message.AIJobData.pipeline,
+            data=message.AIJobData.requestData,
+            peer=peer,
+            received_at=received_at,
+        )
+
+    def __str__(self) -> str:
+        return f"job {self.task_id} ({self.pipeline})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a job asks for: a validated request to one of our models."""
+
+    key: ModelKey
+    request: Request
+
+
+def read_work(job: Job, served: Mapping[ModelKey, object]) -> Work:
+    """Reads and validates a job.
+
+    Args:
+        job: as it came.
+        served: the configured models, by key.
+
+    Raises:
+        JobRejected: malformed, or its parameters are wrong; the text says which.
+        InsufficientCapacity: a pipeline or model that is not ours; somebody else may have it.
+    """
+    pipeline = PIPELINES.get(job.pipeline)
+    if pipeline is None:
+        raise InsufficientCapacity(f"this worker does not serve the pipeline {job.pipeline!r}")
+    payload = _payload(job.data)
+    key = _model(job.pipeline, payload, served)
+    try:
+        return Work(key=key, request=pipeline.request.parse(payload))
+    except BadRequest as error:
+        raise JobRejected(str(error)) from None
+
+
+def _payload(data: bytes) -> dict[str, Any]:
+    try:
+        envelope = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise JobRejected(f"the job is not JSON: {error}") from None
+    if not isinstance(envelope, dict) or not isinstance(envelope.get("request"), dict):
+        raise JobRejected("the job is not an object with a `request` object in it")
+    payload: dict[str, Any] = envelope["request"]
+    return payload
+
+
+def _model(
+    pipeline: str, payload: Mapping[str, Any], served: Mapping[ModelKey, object]
+) -> ModelKey:
+    """The model that the job names; without a name, the only one that the pipeline has."""
+    model_id = payload.get("model_id")
+    if model_id is not None and not isinstance(model_id, str):
+        raise JobRejected("model_id: must be a string")
+    ours = [key for key in served if key.pipeline == pipeline]
+    if not model_id:
+        if len(ours) == 1:
+            return ours[0]
+        raise JobRejected(f"model_id: must be given; this worker serves {len(ours)} models")
+    key = ModelKey(pipeline, model_id)
+    if key not in served:
+        raise InsufficientCapacity(f"this worker does not serve {key}")
+    return key

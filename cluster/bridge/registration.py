@@ -1,0 +1,296 @@
+"""Being a remote AI worker: announce capacity, take jobs, leave.
+
+One gRPC call stands for one registration; the orchestrator sends jobs down its stream and
+learns our capacity from its request only. So a change of capacity is a new call: the new
+stream is opened first and the old one closed after it, and jobs of the old one are still
+answered, for they are matched by task id alone (go-livepeer, core/ai_orchestrator.go).
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+from pydantic import SecretStr
+
+from cluster.bridge.address import Address
+from cluster.bridge.capabilities import capabilities
+from cluster.bridge.job import Job
+from cluster.bridge.peer import CONNECT_TIMEOUT_S, Peer, identify
+from cluster.capacity import Capacity
+from cluster.errors import (
+    InvalidSecret,
+    OrchestratorRefused,
+    OrchestratorUnreachable,
+    RegistrationError,
+)
+from cluster.protocol import lp_rpc_pb2 as pb
+from cluster.protocol.lp_rpc_pb2_grpc import AIWorkerStub
+
+logger = logging.getLogger(__name__)
+
+SETTLE_S = 0.5
+"""A registration is not acknowledged: it is good when the connection is up and the call still
+open after this time. Refusals arrive within milliseconds (measured)."""
+
+BACKOFF_FIRST_S, BACKOFF_FACTOR, BACKOFF_MAX_S, BACKOFF_JITTER = 0.5, 1.5, 60.0, 0.5
+
+CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
+    # The orchestrator knows a worker by its ip:port, so each registration has a connection of
+    # its own; two on one corrupt each other's counts.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # Without this a hung peer is noticed after 61 s, whatever the keepalive says.
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # Jobs carry prompts and masks; the default of 4 MiB ends the stream.
+    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+    ("grpc.enable_http_proxy", 0),
+]
+
+
+class Stream:
+    """One registration that stands: a connection, a call on it and the task that reads it."""
+
+    def __init__(
+        self, *, peer: Peer, channel: grpc.aio.Channel, reader: "asyncio.Task[None]"
+    ) -> None:
+        """Takes the parts; `open_stream` makes them."""
+        self.peer = peer
+        self._channel = channel
+        self.reader = reader
+        """Done when the stream has ended; raises RegistrationError when it ended badly."""
+
+    async def close(self) -> None:
+        """Ends the call, which takes this registration's capacity back, and disconnects."""
+        self.reader.cancel()
+        await self._channel.close()
+        await asyncio.gather(self.reader, return_exceptions=True)
+
+
+async def open_stream(
+    request: pb.RegisterAIWorkerRequest,
+    *,
+    address: Address,
+    pin: str | None,
+    last_peer: Peer | None,
+    on_job: Callable[[Job], None],
+) -> Stream:
+    """Registers and waits until the registration stands.
+
+    Certificate and channel are new for every attempt: the orchestrator may be another process
+    by now, and an old channel replays its old error.
+
+    Args:
+        request: secret, capabilities and hardware.
+        address: of the orchestrator.
+        pin: SHA-256 fingerprint that its certificate must have.
+        last_peer: who was there before; kept when it is the same process, and with it the
+            TLS context that open HTTPS connections belong to.
+        on_job: called for every job.
+
+    Raises:
+        InvalidSecret: fatal.
+        RegistrationError: any other reason why there is no registration.
+    """
+    peer = await identify(address, pin=pin)
+    if last_peer == peer:
+        peer = last_peer
+    channel = _channel(peer)
+    try:
+        call = AIWorkerStub(channel).RegisterAIWorker(request)
+        reader = asyncio.create_task(_read(call, peer=peer, on_job=on_job))
+        try:
+            await _settle(channel, reader, peer=peer)
+        except BaseException:
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+            raise
+    except BaseException:
+        await channel.close()
+        raise
+    return Stream(peer=peer, channel=channel, reader=reader)
+
+
+def _channel(peer: Peer) -> grpc.aio.Channel:
+    if peer.pem is None:
+        return grpc.aio.insecure_channel(peer.address.authority, options=CHANNEL_OPTIONS)
+    return grpc.aio.secure_channel(
+        peer.address.authority,
+        grpc.ssl_channel_credentials(root_certificates=peer.pem),
+        options=[*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", peer.name)],
+    )
+
+
+async def _settle(channel: grpc.aio.Channel, reader: "asyncio.Task[None]", *, peer: Peer) -> None:
+    """Returns when the registration stands; raises what ended it otherwise."""
+    ready = asyncio.create_task(channel.channel_ready())
+    try:
+        await asyncio.wait(
+            {ready, reader}, timeout=CONNECT_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
+        )
+        if not ready.done() and not reader.done():
+            raise OrchestratorUnreachable(
+                f"{peer.address} accepts connections and does not speak gRPC"
+            )
+    finally:
+        ready.cancel()
+    await asyncio.wait({reader}, timeout=SETTLE_S)
+    if reader.done():
+        reader.result()
+        raise OrchestratorRefused(
+            f"{peer.address} ended the registration at once and without an error, as it does "
+            "when it is newer than the version that we advertise: raise --advertise-version"
+        )
+
+
+async def _read(call: Any, *, peer: Peer, on_job: Callable[[Job], None]) -> None:
+    clock = asyncio.get_running_loop().time
+    try:
+        # Asking for initial metadata would hang: no headers come before the first job.
+        async for message in call:
+            on_job(Job.from_message(message, peer=peer, received_at=clock()))
+    except grpc.aio.AioRpcError as error:
+        details = error.details() or ""
+        if error.code() is grpc.StatusCode.UNKNOWN and details == "invalid secret":
+            raise InvalidSecret(
+                f"{peer.address} does not accept the secret: --orch-secret must be the "
+                "orchestrator's -orchSecret"
+            ) from None
+        raise OrchestratorUnreachable(f"{peer.address}: {error.code().name} {details}") from None
+
+
+class WorkerRegistration:
+    """Keeps one worker registered with one orchestrator, with the latest capacity."""
+
+    def __init__(
+        self,
+        *,
+        address: Address,
+        secret: SecretStr,
+        version: str,
+        on_job: Callable[[Job], None],
+        pin: str | None = None,
+        read_hardware: Callable[[], list[pb.HardwareInformation]] = list,
+    ) -> None:
+        """Connects nothing yet; see `run`.
+
+        Args:
+            address: of the orchestrator.
+            secret: its -orchSecret.
+            version: the go-livepeer version to advertise.
+            on_job: called for every job, in the event loop.
+            pin: SHA-256 fingerprint of its certificate.
+            read_hardware: blocking; asked anew for every registration.
+        """
+        self._address = address
+        self._secret = secret
+        self._version = version
+        self._on_job = on_job
+        self._pin = pin
+        self._read_hardware = read_hardware
+        self._wanted = Capacity()
+        self._changed = asyncio.Event()
+        self._stream: Stream | None = None
+        self._last_peer: Peer | None = None
+
+    @property
+    def registered(self) -> bool:
+        """Whether the orchestrator can send jobs now."""
+        return self._stream is not None and not self._stream.reader.done()
+
+    def announce(self, capacity: Capacity) -> None:
+        """Makes this the capacity that the orchestrator knows; nothing means not registered."""
+        self._wanted = capacity
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Registers, and again whenever that is needed, until cancelled.
+
+        Leaves when cancelled: the stream is closed before this returns.
+
+        Raises:
+            InvalidSecret: trying again would not help.
+        """
+        failures = 0
+        try:
+            while True:
+                self._changed.clear()
+                try:
+                    await self._register()
+                    failures = 0
+                    await self._until_something_changes()
+                except InvalidSecret:
+                    raise
+                except RegistrationError as error:
+                    pause_s = backoff_s(failures)
+                    failures += 1
+                    logger.warning("%s; trying again in %.1f s", error, pause_s)
+                    await asyncio.sleep(pause_s)
+        finally:
+            await self._close()
+
+    async def _register(self) -> None:
+        """Opens a stream with the wanted capacity, then closes the one before it."""
+        wanted = self._wanted
+        if not wanted:
+            if self._stream:
+                logger.info("no capacity: leaving %s", self._address)
+            await self._close()
+            return
+        hardware = await asyncio.to_thread(self._read_hardware)
+        request = pb.RegisterAIWorkerRequest(
+            secret=self._secret.get_secret_value(),
+            capabilities=capabilities(wanted, version=self._version),
+            hardware=hardware,
+        )
+        stream = await open_stream(
+            request,
+            address=self._address,
+            pin=self._pin,
+            last_peer=self._last_peer,
+            on_job=self._on_job,
+        )
+        old, self._stream, self._last_peer = self._stream, stream, stream.peer
+        logger.info(
+            "registered with %s (certificate %s): %s",
+            self._address,
+            stream.peer.fingerprint[:16] or "none, plaintext",
+            wanted,
+        )
+        if old:
+            await old.close()
+
+    async def _until_something_changes(self) -> None:
+        """Returns on another capacity; raises when the stream ends."""
+        changed = asyncio.create_task(self._changed.wait())
+        waiting: set[asyncio.Task[Any]] = {changed}
+        if self._stream:
+            waiting.add(self._stream.reader)
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            changed.cancel()
+        if self._stream and self._stream.reader.done():
+            reader = self._stream.reader
+            await self._close()
+            reader.result()
+            raise OrchestratorUnreachable(
+                f"{self._address} ended the registration: it was stopped, or it dropped this "
+                "worker because a job was not answered in time"
+            )
+
+    async def _close(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream:
+            await stream.close()
+
+
+def backoff_s(failures: int) -> float:
+    """Seconds to wait after so many failures in a row."""
+    pause_s = min(BACKOFF_FIRST_S * BACKOFF_FACTOR**failures, BACKOFF_MAX_S)
+    return pause_s * random.uniform(1 - BACKOFF_JITTER, 1 + BACKOFF_JITTER)  # noqa: S311 - jitter

@@ -1,0 +1,128 @@
+"""What the cluster can do now: a snapshot of slots per model, and the watch that yields them."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from cluster.ai_models import AIModel, ModelKey
+from cluster.serve_client import ModelStatus
+
+logger = logging.getLogger(__name__)
+
+REBUILD_S = 5.0
+"""How long an application may look empty before we believe it. While Serve rebuilds one, its
+deployments are missing from the status for up to 2.7 s (measured, Ray 2.60)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCapacity:
+    """What one model can take at once."""
+
+    slots: int
+    """Jobs at the same time, over all replicas."""
+    warm: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """A snapshot; models without a slot are not in it."""
+
+    models: Mapping[ModelKey, ModelCapacity] = field(default_factory=dict)
+
+    def slots(self, key: ModelKey) -> int:
+        """Slots of one model, 0 for one that is not served."""
+        model = self.models.get(key)
+        return model.slots if model else 0
+
+    def __bool__(self) -> bool:
+        return bool(self.models)
+
+    def __str__(self) -> str:
+        parts = [f"{key}: {model.slots}" for key, model in self.models.items()]
+        return ", ".join(parts) or "nothing"
+
+
+def capacity_of(models: Sequence[AIModel], running: Mapping[ModelKey, int]) -> Capacity:
+    """Adds up replicas into slots.
+
+    A cold model has its wanted replicas' slots before it has a replica: the first job starts
+    one. A warm model without a RUNNING replica has none.
+
+    Args:
+        models: the configured models.
+        running: RUNNING replicas per model.
+    """
+    capacities: dict[ModelKey, ModelCapacity] = {}
+    for model in models:
+        replicas = running.get(model.key, 0)
+        if not model.warm:
+            replicas = max(replicas, model.capacity)
+        if slots := replicas * model.ray.max_ongoing_requests:
+            capacities[model.key] = ModelCapacity(slots=slots, warm=model.warm)
+    return Capacity(models=capacities)
+
+
+class CapacityWatch:
+    """Polls Serve and yields a snapshot whenever the sums change."""
+
+    def __init__(
+        self,
+        *,
+        models: Sequence[AIModel],
+        read_status: Callable[[], Mapping[ModelKey, ModelStatus]],
+        interval_s: float = 1.0,
+    ) -> None:
+        """Takes the models and how to ask Serve for them.
+
+        Args:
+            models: the configured models.
+            read_status: blocking; the status per model, run in a thread.
+            interval_s: between two looks.
+        """
+        self._models = models
+        self._read_status = read_status
+        self._interval_s = interval_s
+        self._running: dict[ModelKey, int] = {}
+        self._rebuilding_since: dict[ModelKey, float] = {}
+        self._said: dict[ModelKey, str] = {}
+
+    async def snapshots(self) -> AsyncIterator[Capacity]:
+        """Yields the capacity now and then every change, for ever."""
+        last: Capacity | None = None
+        while True:
+            capacity = await self._look()
+            if capacity != last:
+                last = capacity
+                yield capacity
+            await asyncio.sleep(self._interval_s)
+
+    async def _look(self) -> Capacity:
+        try:
+            status = await asyncio.to_thread(self._read_status)
+        except Exception as error:  # noqa: BLE001 - the controller may be restarting: keep what we know
+            logger.warning("cannot read Serve's status, keeping the last: %s", error)
+            return capacity_of(self._models, self._running)
+        now = asyncio.get_running_loop().time()
+        for model in self._models:
+            key = model.key
+            seen = status.get(key, ModelStatus(state="NOT_DEPLOYED"))
+            if seen.rebuilding:
+                since = self._rebuilding_since.setdefault(key, now)
+                if now - since < REBUILD_S:
+                    continue
+            else:
+                self._rebuilding_since.pop(key, None)
+            self._running[key] = seen.running
+            self._say(key, seen)
+        return capacity_of(self._models, self._running)
+
+    def _say(self, key: ModelKey, seen: ModelStatus) -> None:
+        """Logs a model's state when it changes; its message names what is broken."""
+        if self._said.get(key) == seen.state:
+            return
+        self._said[key] = seen.state
+        if seen.failed:
+            logger.error("%s: %s: %s", key, seen.state, seen.message)
+        else:
+            logger.info("%s: %s, %d replicas running", key, seen.state, seen.running)

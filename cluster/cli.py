@@ -1,0 +1,159 @@
+"""The command line. Subcommands live in `cluster.commands` and are imported when they run."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cluster.errors import ConfigError
+from cluster.settings import (
+    add_bridge_flags,
+    add_cluster_flags,
+    add_flag,
+    add_log_flags,
+    add_models_flags,
+    bridge_settings,
+    device,
+    models_dir,
+)
+
+EXIT_CONFIG = 2
+"""Something that the operator has to change: flags, environment, aiModels.json."""
+
+Handler = Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one subcommand and returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    handler: Handler = arguments.handler
+    try:
+        return handler(arguments)
+    except ConfigError as error:
+        print(f"livepeer-ray: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="livepeer-ray",
+        description="Turns any number of GPU machines into one Livepeer AI worker.",
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    start = _command(commands, "start", _start, "deploy the models and run the bridge, supervised")
+    add_models_flags(start)
+    add_cluster_flags(start)
+    add_bridge_flags(start)
+    add_log_flags(start)
+
+    bridge = _command(commands, "bridge", _bridge, "run the bridge to an orchestrator")
+    add_models_flags(bridge)
+    add_bridge_flags(bridge)
+    add_log_flags(bridge)
+    bridge.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
+
+    serve_config = _command(
+        commands, "serve-config", _serve_config, "print the config for serve run and serve deploy"
+    )
+    add_models_flags(serve_config)
+    add_cluster_flags(serve_config)
+
+    validate = _command(commands, "validate", _validate, "check an aiModels.json")
+    add_models_flags(validate)
+
+    orchestrator = _command(
+        commands, "orchestrator", _orchestrator, "run a loopback orchestrator, for development"
+    )
+    add_flag(orchestrator, "--listen", default="127.0.0.1:8935", help="HOST:PORT to listen on")
+    add_flag(orchestrator, "--orch-secret", help="secret that workers must have, or its file")
+
+    tiny_models = _command(
+        commands, "tiny-models", _tiny_models, "write tiny random-weight models, for development"
+    )
+    tiny_models.add_argument("directory", type=Path, help="models directory to write to")
+    tiny_models.add_argument(
+        "--pipeline", action="append", default=[], help="only this pipeline; may be repeated"
+    )
+
+    demo = _command(commands, "demo", _demo, "show the whole path on this machine")
+    demo.add_argument(
+        "--output", type=Path, default=Path("demo-output"), help="directory for the pictures"
+    )
+    return parser
+
+
+def _command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    handler: Handler,
+    text: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def _start(arguments: argparse.Namespace) -> int:
+    from cluster.commands import start
+
+    return start.run(
+        bridge_settings(arguments),
+        models_dir=models_dir(arguments.ai_models_dir),
+        device=device(arguments.device),
+        log_json=arguments.log_json,
+    )
+
+
+def _bridge(arguments: argparse.Namespace) -> int:
+    from cluster.commands import bridge
+
+    return bridge.run(
+        bridge_settings(arguments),
+        log_json=arguments.log_json,
+        supervised=arguments.supervised,
+    )
+
+
+def _serve_config(arguments: argparse.Namespace) -> int:
+    from cluster.commands import serve_config
+
+    return serve_config.run(
+        arguments.ai_models,
+        models_dir=models_dir(arguments.ai_models_dir),
+        device=device(arguments.device),
+    )
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    from cluster.commands import validate
+
+    return validate.run(arguments.ai_models)
+
+
+def _orchestrator(arguments: argparse.Namespace) -> int:
+    from cluster.commands import orchestrator
+    from cluster.settings import read_secret
+
+    return orchestrator.run(
+        listen=arguments.listen,
+        secret=read_secret(arguments.orch_secret).get_secret_value(),
+    )
+
+
+def _tiny_models(arguments: argparse.Namespace) -> int:
+    from cluster.commands import tiny_models
+
+    return tiny_models.run(arguments.directory, pipelines=arguments.pipeline)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from cluster.commands import demo
+
+    return demo.run(arguments.output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

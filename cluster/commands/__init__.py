@@ -1,0 +1,1 @@
+"""What the subcommands of `livepeer-ray` do: one module per subcommand."""

@@ -1,0 +1,94 @@
+"""`livepeer-ray bridge`: the process that is the worker in the orchestrator's eyes."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+
+# Failed handshakes are reported by us, with the remedy; gRPC's own lines would double them.
+# Must be set before grpc is imported.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+from cluster import hardware, logs, serve_client
+from cluster.ai_models import AIModel, load_ai_models
+from cluster.backends.ray_serve import RayBackend
+from cluster.bridge.bridge import Bridge
+from cluster.bridge.capabilities import hardware as hardware_message
+from cluster.bridge.registration import WorkerRegistration
+from cluster.bridge.results import Delivery
+from cluster.capacity import CapacityWatch
+from cluster.errors import InvalidSecret
+from cluster.serve_config import on_ray
+from cluster.settings import BridgeSettings
+
+logger = logging.getLogger(__name__)
+
+EXIT_INVALID_SECRET = 3
+
+
+def run(settings: BridgeSettings, *, log_json: bool, supervised: bool = False) -> int:
+    """Runs until SIGTERM or SIGINT and returns the exit status.
+
+    Args:
+        settings: of the bridge.
+        log_json: one JSON object a line.
+        supervised: end also when stdin does, which is when the supervisor is gone.
+
+    Raises:
+        ConfigError: the aiModels.json has problems, or there is no Ray cluster.
+    """
+    logs.configure(as_json=log_json)
+    models = load_ai_models(settings.ai_models)
+    for warning in models.warnings:
+        logger.warning("%s", warning)
+    serve_client.connect(settings.ray_address)
+    try:
+        asyncio.run(_run(settings, on_ray(models.models), supervised=supervised))
+    except InvalidSecret as error:
+        logger.error("%s", error)  # noqa: TRY400 - a setting is wrong, not the program
+        return EXIT_INVALID_SECRET
+    return 0
+
+
+async def _run(settings: BridgeSettings, models: tuple[AIModel, ...], *, supervised: bool) -> None:
+    stop = _stop_event(supervised=supervised)
+    backend = RayBackend()
+    async with Delivery(secret=settings.orch_secret) as delivery:
+        bridge = Bridge(
+            backends={model.key: backend for model in models},
+            delivery=delivery,
+            deadline_s=settings.deadline_s,
+            grace_s=settings.grace_s,
+        )
+        registration = WorkerRegistration(
+            address=settings.orch_addr,
+            secret=settings.orch_secret,
+            version=settings.advertise_version,
+            pin=settings.orch_fingerprint,
+            on_job=bridge.accept,
+            read_hardware=lambda: hardware_message(
+                hardware.gpus_by_model(serve_client.model_status(models))
+            ),
+        )
+        watch = CapacityWatch(models=models, read_status=lambda: serve_client.model_status(models))
+        await bridge.run(registration=registration, snapshots=watch.snapshots(), stop=stop)
+    logger.info("bridge ended")
+
+
+def _stop_event(*, supervised: bool) -> asyncio.Event:
+    """Set on SIGTERM, SIGINT and, where there is a supervisor, at its end."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if supervised:
+
+        def wait_for_the_end_of_stdin() -> None:
+            sys.stdin.read()
+            loop.call_soon_threadsafe(stop.set)
+
+        # A daemon: nothing that it waits for may keep this process.
+        threading.Thread(target=wait_for_the_end_of_stdin, daemon=True).start()
+    return stop

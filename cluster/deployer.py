@@ -1,0 +1,91 @@
+"""The process that puts the models on the cluster and, where there is no cluster, is the local one.
+
+`python -m cluster.deployer` prints one JSON line, `{"ray_address": ..., "local": ...}`, once the
+models are handed to Serve; they load after that. A local cluster lives as long as this process,
+which ends with its stdin: so nothing outlives the supervisor, however that one ends.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+
+import ray
+
+from cluster import logs, serve_client
+from cluster.ai_models import load_ai_models
+from cluster.errors import ConfigError
+from cluster.serve_config import on_ray, serve_config
+from cluster.settings import add_cluster_flags, add_models_flags, device, models_dir
+
+EXIT_CONFIG = 2
+
+
+def main() -> int:
+    """Deploys, says where, and stays if the cluster is its own. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="cluster.deployer")
+    parser.add_argument("--ray-address", required=True)
+    parser.add_argument("--log-json", action="store_true")
+    add_models_flags(parser)
+    add_cluster_flags(parser)
+    arguments = parser.parse_args()
+    logs.configure(as_json=arguments.log_json)
+    try:
+        local = _join(arguments.ray_address)
+    except ConfigError as error:
+        print(f"livepeer-ray: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    served = on_ray(load_ai_models(arguments.ai_models).models)
+    serve_client.deploy(
+        serve_config(
+            served,
+            models_dir=models_dir(arguments.ai_models_dir),
+            gpus=device(arguments.device).gpus(serve_client.cluster_gpus()),
+        )
+    )
+    address = ray.get_runtime_context().gcs_address
+    print(json.dumps({"ray_address": address, "local": local}), flush=True)
+    if local:
+        _until_the_supervisor_ends()
+    ray.shutdown()
+    return 0
+
+
+def _join(address: str) -> bool:
+    """Connects to the cluster or starts a local one; returns whether it is a local one.
+
+    Raises:
+        ConfigError: there is no cluster at an address that was given.
+    """
+    if address != "local":
+        try:
+            serve_client.connect(address)
+        except ConfigError:
+            if address != "auto":
+                raise
+        else:
+            return False
+    serve_client.start_local()
+    return True
+
+
+def _until_the_supervisor_ends() -> None:
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+
+    def wait_for_the_end_of_stdin() -> None:
+        sys.stdin.read()
+        ended.set()
+
+    threading.Thread(target=wait_for_the_end_of_stdin, daemon=True).start()
+    ended.wait()
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    # The stdin thread may still be in its read, which would hold up the interpreter's end.
+    os._exit(status)

@@ -1,0 +1,132 @@
+"""RegisterAIWorker: who may connect, and the stream of jobs (go-livepeer, server/ai_worker.go).
+
+One thing differs from the real orchestrator: hypercorn sends the response headers at once,
+where Go sends them with the first job. A worker must not wait for them.
+"""
+
+import asyncio
+import logging
+import re
+from hmac import compare_digest
+
+from google.protobuf.message import DecodeError
+
+from cluster.loopback.asgi import Receive, Request, Send
+from cluster.loopback.faults import FaultLog
+from cluster.loopback.grpc_framing import (
+    ALREADY_EXISTS,
+    INVALID_ARGUMENT,
+    OK,
+    UNAVAILABLE,
+    UNKNOWN,
+    FramingError,
+    Status,
+    decode_message,
+    end_stream,
+    send_message,
+    start_stream,
+)
+from cluster.loopback.workers import Worker, Workers, slots_of
+from cluster.protocol import lp_rpc_pb2 as pb
+
+PATH = "/net.AIWorker/RegisterAIWorker"
+
+STOPPING = Status(UNAVAILABLE, "the orchestrator is stopping")
+
+_log = logging.getLogger(__name__)
+_VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)(?:-[0-9A-Za-z.-]+)?(?:\+[0-9A-Za-z.-]+)?", re.ASCII)
+
+
+def parse_version(text: str) -> tuple[int, int, int] | None:
+    """Returns a semantic version without its suffixes; None for anything else."""
+    match = _VERSION.fullmatch(text)
+    return None if match is None else (int(match[1]), int(match[2]), int(match[3]))
+
+
+class Registration:
+    """Accepts workers and sends them their jobs.
+
+    Attributes:
+        stopping: New workers are turned away.
+    """
+
+    def __init__(self, *, secret: str, version: str, workers: Workers, faults: FaultLog) -> None:
+        """Takes the secret and the lowest version that workers may have."""
+        lowest = parse_version(version)
+        if lowest is None:
+            raise ValueError(f"the orchestrator's version {version!r} is not like 0.8.0")
+        self.stopping = False
+        self._secret = secret.encode()
+        self._version = version
+        self._lowest = lowest
+        self._workers = workers
+        self._faults = faults
+
+    async def serve(self, request: Request, receive: Receive, send: Send) -> None:
+        """Handles one RegisterAIWorker call from its first byte to its last."""
+        await start_stream(send)
+        admitted = self._admit(request)
+        if isinstance(admitted, Status):
+            await end_stream(send, admitted)
+            return
+        worker = admitted
+        self._workers.connect(worker)
+        _log.info("worker %s connected: %s", worker.peer, worker.describe()["capacity"])
+        departure = asyncio.create_task(_watch_departure(receive, worker))
+        try:
+            while isinstance(event := await worker.outbox.get(), pb.NotifyAIJob):
+                await send_message(send, event.SerializeToString())
+            if event is not None:
+                await end_stream(send, event)
+        finally:
+            departure.cancel()
+            self._workers.disconnect(worker)
+            _log.info("worker %s disconnected", worker.peer)
+
+    def _admit(self, request: Request) -> Worker | Status:
+        """Returns the new worker, or how the call ends without one."""
+        if self.stopping:
+            return STOPPING
+        if request.body_error is not None:
+            self._faults.add(str(request.body_error), peer=request.peer)
+            return Status(INVALID_ARGUMENT, str(request.body_error))
+        try:
+            registration = pb.RegisterAIWorkerRequest.FromString(decode_message(request.body))
+        except (FramingError, DecodeError) as error:
+            self._faults.add(f"not a RegisterAIWorkerRequest: {error}", peer=request.peer)
+            return Status(INVALID_ARGUMENT, str(error))
+        if not compare_digest(registration.secret.encode(), self._secret):
+            _log.warning("worker %s refused: invalid secret", request.peer)
+            return Status(UNKNOWN, "invalid secret")
+        # Workers older than capabilities send none and pass for this version, without capacity.
+        version = (
+            registration.capabilities.version
+            if registration.HasField("capabilities")
+            else self._version
+        )
+        parsed = parse_version(version)
+        if parsed is None or parsed < self._lowest:
+            _log.warning(
+                "worker %s refused: version %r, at least %s is needed",
+                request.peer,
+                version,
+                self._version,
+            )
+            return OK
+        if any(worker.peer == request.peer for worker in self._workers):
+            reason = "a second registration on one connection: their capacities would mix"
+            self._faults.add(reason, peer=request.peer)
+            return Status(ALREADY_EXISTS, reason)
+        return Worker(
+            peer=request.peer,
+            version=version,
+            slots=slots_of(registration.capabilities),
+            hardware=tuple(registration.hardware),
+        )
+
+
+async def _watch_departure(receive: Receive, worker: Worker) -> None:
+    """Ends the worker's stream when its call is cancelled or its connection is lost."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    worker.outbox.put_nowait(None)

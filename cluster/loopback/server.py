@@ -1,0 +1,280 @@
+"""The orchestrator: one TLS port for gRPC and HTTP, as hypercorn serves it.
+
+Routes are a table; what they do is in registration.py, ai_results.py and gateway.py.
+"""
+
+import asyncio
+import json
+import logging
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from functools import partial
+from types import TracebackType
+from typing import Any, Self, cast
+
+from hypercorn.asyncio import serve
+from hypercorn.config import Config
+from hypercorn.typing import ASGIFramework
+
+from cluster.errors import ConfigError
+from cluster.loopback import registration
+from cluster.loopback.ai_results import MAX_RESULT_BYTES, AIResults
+from cluster.loopback.asgi import (
+    Message,
+    Receive,
+    Request,
+    Response,
+    Send,
+    lifespan,
+    read_request,
+    respond,
+)
+from cluster.loopback.certificate import ServerCertificate, make_certificate
+from cluster.loopback.faults import Fault, FaultLog
+from cluster.loopback.gateway import MAX_REQUEST_BYTES, Gateway
+from cluster.loopback.grpc_framing import UNIMPLEMENTED, Status, end_stream, start_stream
+from cluster.loopback.jobs import Jobs, MediaAnswer
+from cluster.loopback.pipelines import PIPELINES
+from cluster.loopback.registration import STOPPING, Registration
+from cluster.loopback.workers import Worker, Workers, summed
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+_IDLE_S = 600.0
+"""Go's HTTPIdleTimeout: a connection that closes sooner could surprise a worker that reuses it."""
+
+_FAREWELL_S = 2.0
+"""How long requests have for their last words at shutdown before they are cut off."""
+
+
+class LoopbackOrchestrator:
+    """A development orchestrator; listens while it is entered as a context.
+
+    Args:
+        secret: What workers have to name (`-orchSecret`).
+        host: Address to listen on, and the name in the certificate.
+        port: 0 takes a free one.
+        version: The lowest version that workers may advertise.
+        job_timeout_s: After this an unanswered job costs its worker the stream.
+
+    Raises:
+        ConfigError: no secret, or (when entered) nothing can listen there.
+    """
+
+    def __init__(
+        self,
+        *,
+        secret: str,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        version: str = "0.8.0",
+        job_timeout_s: float = 900.0,
+    ) -> None:
+        if not secret:
+            raise ConfigError("the orchestrator needs a secret: give --orch-secret")
+        self._host = host
+        self._requested_port = port
+        self._version = version
+        self._faults = FaultLog()
+        self._workers = Workers()
+        self._jobs = Jobs(workers=self._workers, faults=self._faults, timeout_s=job_timeout_s)
+        self._registration = Registration(
+            secret=secret, version=version, workers=self._workers, faults=self._faults
+        )
+        self._ai_results = AIResults(secret=secret, jobs=self._jobs, faults=self._faults)
+        self._requests: set[asyncio.Task[Any]] = set()
+        self._stop = asyncio.Event()
+        self._socket: socket.socket | None = None
+        self._certificate: ServerCertificate
+        self._gateway: Gateway
+        self._serving: asyncio.Task[None]
+        self.port: int
+
+    @property
+    def url(self) -> str:
+        """`https://HOST:PORT`."""
+        return f"https://{_address(self._host, self.port)}"
+
+    @property
+    def pem(self) -> str:
+        """The certificate."""
+        return self._certificate.pem
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the certificate's DER form, lower-case hex."""
+        return self._certificate.fingerprint
+
+    @property
+    def faults(self) -> list[Fault]:
+        """What workers did wrong; see `faults.FaultLog`."""
+        return self._faults.faults
+
+    @property
+    def late(self) -> list[Fault]:
+        """Answers to unknown or finished jobs, which were ignored."""
+        return self._faults.late
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        """The connected workers, in order of registration."""
+        return tuple(self._workers)
+
+    async def wait_for_workers(self, condition: Callable[[tuple[Worker, ...]], bool]) -> None:
+        """Returns as soon as the connected workers fulfil a condition."""
+        await self._workers.wait_for(condition)
+
+    async def send_job(self, *, worker: Worker, pipeline: str, request_data: bytes) -> MediaAnswer:
+        """Sends any job to a worker, past the gateway and the worker's capacity.
+
+        For tests of what a gateway would never send.
+
+        Raises:
+            JobFailed: as soon as the job has no result; `WorkerError` has the worker's words.
+        """
+        job = self._jobs.hand_out(
+            worker=worker, slots=None, pipeline=pipeline, request_data=request_data
+        )
+        return await self._jobs.wait(job)
+
+    async def __aenter__(self) -> Self:
+        """Starts to listen, with a new certificate."""
+        try:
+            listener = socket.create_server(
+                (self._host, self._requested_port),
+                family=socket.AF_INET6 if ":" in self._host else socket.AF_INET,
+            )
+        except OSError as error:
+            where = _address(self._host, self._requested_port)
+            raise ConfigError(f"cannot listen on {where}: {error.strerror}") from None
+        self.port = listener.getsockname()[1]
+        self._certificate = make_certificate(self._host)
+        self._gateway = Gateway(workers=self._workers, jobs=self._jobs, url=self.url)
+        # It listens already, so who connects from now on is served, however long hypercorn takes.
+        config = _HypercornConfig(listener=listener, tls=self._certificate.tls)
+        self._serving = asyncio.create_task(
+            serve(
+                cast("ASGIFramework", self._app),
+                config,
+                shutdown_trigger=self._stop.wait,
+                mode="asgi",
+            )
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stops: nobody new, a last word to everybody there, then the connections close."""
+        self._registration.stopping = True
+        self._jobs.abandon()
+        for worker in self._workers:
+            worker.end_stream(STOPPING)
+        # Now hypercorn closes the port and the idle connections. It would give the others 3
+        # seconds and then fail, so whatever does not end by itself is cut off before.
+        self._stop.set()
+        if self._requests:
+            _, stuck = await asyncio.wait(self._requests, timeout=_FAREWELL_S)
+            for request in stuck:
+                request.cancel()
+        await self._serving
+
+    async def _app(self, scope: Message, receive: Receive, send: Send) -> None:
+        """The ASGI application."""
+        if scope["type"] == "lifespan":
+            await lifespan(receive, send)
+            return
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._requests.add(task)
+        try:
+            await self._serve_request(scope, receive, send)
+        finally:
+            self._requests.discard(task)
+
+    async def _serve_request(self, scope: Message, receive: Receive, send: Send) -> None:
+        limit = MAX_RESULT_BYTES if scope["path"] == "/aiResults" else MAX_REQUEST_BYTES
+        request = await read_request(scope, receive, max_body_bytes=limit)
+        if request.header("content-type").startswith("application/grpc"):
+            await self._serve_call(request, receive, send)
+            return
+        await respond(send, await self._route(request)(request))
+
+    async def _serve_call(self, request: Request, receive: Receive, send: Send) -> None:
+        """Handles a gRPC call."""
+        if request.http_version != "2":
+            await respond(send, Response(status=505, body=b"gRPC needs HTTP/2\n"))
+        elif request.path == registration.PATH:
+            await self._registration.serve(request, receive, send)
+        else:
+            await start_stream(send)
+            await end_stream(send, Status(UNIMPLEMENTED, f"unknown method {request.path}"))
+
+    def _route(self, request: Request) -> Handler:
+        """Returns who handles an HTTP request."""
+        method: str
+        handler: Handler
+        if request.path == "/aiResults":
+            method, handler = "POST", self._ai_results.__call__
+        elif pipeline := PIPELINES.get(request.path.removeprefix("/")):
+            method, handler = "POST", partial(self._gateway.generate, pipeline)
+        elif request.path.startswith("/stream/"):
+            method, handler = "GET", self._gateway.download
+        elif request.path == "/status":
+            method, handler = "GET", self._status
+        else:
+            return partial(_refuse, 404, "no such route")
+        if request.method != method:
+            return partial(_refuse, 405, f"{request.path} takes {method} only")
+        if request.body_error is not None and request.path != "/aiResults":
+            return partial(_refuse, request.body_error.status, str(request.body_error))
+        return handler
+
+    async def _status(self, _: Request) -> Response:
+        document = {
+            "version": self._version,
+            "certificate": self.fingerprint,
+            "capacity": summed(self._workers),
+            "workers": [worker.describe() for worker in self._workers],
+            "jobs": self._jobs.describe(),
+            "faults": [asdict(fault) for fault in self.faults],
+            "late": [asdict(fault) for fault in self.late],
+        }
+        return Response(
+            status=200,
+            body=json.dumps(document, indent=2).encode() + b"\n",
+            media_type="application/json",
+        )
+
+
+class _HypercornConfig(Config):
+    """hypercorn's settings around a socket and a TLS context that exist already."""
+
+    def __init__(self, *, listener: socket.socket, tls: ssl.SSLContext) -> None:
+        self._tls = tls
+        self.bind = [f"fd://{listener.detach()}"]
+        self.accesslog = None
+        self.errorlog = logging.getLogger(f"{__name__}.hypercorn")
+        self.errorlog.setLevel(logging.WARNING)
+        self.keep_alive_timeout = _IDLE_S
+        self.keep_alive_max_requests = 2**31  # closing after some number would only look like a bug
+        self.graceful_timeout = 2 * _FAREWELL_S
+
+    @property
+    def ssl_enabled(self) -> bool:
+        return True
+
+    def create_ssl_context(self) -> ssl.SSLContext:
+        return self._tls
+
+
+async def _refuse(status: int, reason: str, _: Request) -> Response:
+    return Response(status=status, body=f"{reason}\n".encode())
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,237 @@
+"""Flags and environment, read once into frozen settings.
+
+Each flag `--some-flag` has an environment variable `LIVEPEER_RAY_SOME_FLAG`; the flag wins.
+"""
+
+import argparse
+import os
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from cluster.bridge.address import Address
+from cluster.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "LIVEPEER_RAY_"
+
+DEFAULT_MODELS_DIR = "~/.lpData/models"
+"""Where go-livepeer keeps models, so that an operator's existing downloads are found."""
+
+NEWEST_KNOWN_VERSION = "0.9.1"
+"""An orchestrator turns away workers older than itself; go-livepeer's newest release we know."""
+
+DEADLINE_S = 540.0
+"""Media saved later than 10 minutes after the job began is lost (go-livepeer's storage)."""
+
+GRACE_S = 120.0
+
+
+class Device(StrEnum):
+    """Where models run."""
+
+    AUTO = "auto"
+    GPU = "gpu"
+    CPU = "cpu"
+
+    def gpus(self, available: float) -> bool:
+        """Whether to ask for GPUs where so many are there."""
+        return available > 0 if self is Device.AUTO else self is Device.GPU
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeSettings:
+    """What the bridge needs."""
+
+    ai_models: str
+    ray_address: str
+    orch_addr: Address
+    orch_secret: SecretStr
+    orch_fingerprint: str | None
+    """SHA-256, lowercase hex."""
+    advertise_version: str
+    deadline_s: float
+    grace_s: float
+
+    def environment(self) -> dict[str, str]:
+        """These settings as variables for a child, which keeps the secret off command lines."""
+        values = {
+            "AI_MODELS": self.ai_models,
+            "RAY_ADDRESS": self.ray_address,
+            "ORCH_ADDR": self.orch_addr.url,
+            "ORCH_SECRET": self.orch_secret.get_secret_value(),
+            "ORCH_FINGERPRINT": self.orch_fingerprint or "",
+            "ADVERTISE_VERSION": self.advertise_version,
+            "DEADLINE_S": str(self.deadline_s),
+            "GRACE_S": str(self.grace_s),
+        }
+        return {ENVIRONMENT_PREFIX + name: value for name, value in values.items()}
+
+
+def add_flag(
+    parser: argparse.ArgumentParser,
+    flag: str,
+    *,
+    default: str | None = None,
+    help: str,  # noqa: A002 - argparse's own word
+) -> None:
+    """Adds a flag whose default comes from the environment."""
+    variable = ENVIRONMENT_PREFIX + flag.removeprefix("--").replace("-", "_").upper()
+    shown = f" (default: {default})" if default else ""
+    parser.add_argument(
+        flag,
+        default=os.environ.get(variable, default),
+        metavar=flag.rsplit("-", 1)[-1].upper(),
+        help=f"{help}{shown} [{variable}]".replace("%", "%%"),
+    )
+
+
+def add_models_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds `--ai-models`: which models."""
+    add_flag(
+        parser,
+        "--ai-models",
+        default="~/.lpData/aiModels.json",
+        help="aiModels.json, or pipeline:model_id:warm,...",
+    )
+
+
+def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds `--ai-models-dir` and `--device`: how models are served."""
+    add_flag(
+        parser,
+        "--ai-models-dir",
+        default=DEFAULT_MODELS_DIR,
+        help="Hugging Face cache with the models, at the same path on every node",
+    )
+    add_flag(
+        parser,
+        "--device",
+        default="auto",
+        help="gpu, cpu, or auto: gpu where there is one",
+    )
+
+
+def add_log_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds `--log-json`."""
+    parser.add_argument(
+        "--log-json",
+        action="store_true",
+        default=bool(os.environ.get(ENVIRONMENT_PREFIX + "LOG_JSON")),
+        help=f"one JSON object a log line [{ENVIRONMENT_PREFIX}LOG_JSON]",
+    )
+
+
+def add_bridge_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds what `bridge_settings` reads."""
+    add_flag(
+        parser,
+        "--ray-address",
+        default="auto",
+        help="HOST:PORT of the cluster, or auto for the one on this machine",
+    )
+    add_flag(parser, "--orch-addr", help="HOST:PORT of the orchestrator")
+    add_flag(
+        parser,
+        "--orch-secret",
+        help="its -orchSecret, or a file with it; better a file or the variable than the "
+        "command line, which every user of the machine can read",
+    )
+    add_flag(
+        parser,
+        "--orch-fingerprint",
+        help="SHA-256 of its certificate; without, the one it presents is trusted",
+    )
+    add_flag(
+        parser,
+        "--advertise-version",
+        default=NEWEST_KNOWN_VERSION,
+        help="go-livepeer version to register as; must not be older than the orchestrator's",
+    )
+    add_flag(parser, "--deadline-s", default=f"{DEADLINE_S:g}", help="seconds for every job")
+    add_flag(
+        parser, "--grace-s", default=f"{GRACE_S:g}", help="seconds for running jobs at the end"
+    )
+
+
+def bridge_settings(arguments: argparse.Namespace) -> BridgeSettings:
+    """Reads what `add_bridge_flags` and `add_model_flags` added.
+
+    Raises:
+        ConfigError: a flag is missing or makes no sense; the text names it.
+    """
+    if not arguments.orch_addr:
+        raise ConfigError("--orch-addr is missing: HOST:PORT of the orchestrator")
+    return BridgeSettings(
+        ai_models=arguments.ai_models,
+        ray_address=arguments.ray_address,
+        orch_addr=Address.parse(arguments.orch_addr),
+        orch_secret=read_secret(arguments.orch_secret),
+        orch_fingerprint=_fingerprint(arguments.orch_fingerprint),
+        advertise_version=_version(arguments.advertise_version),
+        deadline_s=_seconds("--deadline-s", arguments.deadline_s, minimum_s=1),
+        grace_s=_seconds("--grace-s", arguments.grace_s, minimum_s=0),
+    )
+
+
+def models_dir(value: str) -> Path:
+    """The models directory, absolute."""
+    return Path(value).expanduser().absolute()
+
+
+def device(value: str) -> Device:
+    """Reads `--device`.
+
+    Raises:
+        ConfigError: it is neither gpu, cpu nor auto.
+    """
+    try:
+        return Device(value)
+    except ValueError:
+        raise ConfigError(f"--device: want gpu, cpu or auto, got {value!r}") from None
+
+
+def read_secret(value: str | None) -> SecretStr:
+    """Returns the secret itself or, if the value names a file, what is in that file.
+
+    Raises:
+        ConfigError: there is none. The text never holds the value.
+    """
+    if not value:
+        raise ConfigError("--orch-secret is missing: the orchestrator's -orchSecret, or its file")
+    path = Path(value).expanduser()
+    try:
+        if path.is_file():
+            value = path.read_text().strip()
+    except OSError as error:
+        raise ConfigError(f"--orch-secret: the file cannot be read: {error.strerror}") from None
+    if not value or not value.isprintable():
+        raise ConfigError("--orch-secret: the secret is empty or not one line of text")
+    return SecretStr(value)
+
+
+def _fingerprint(value: str | None) -> str | None:
+    if not value:
+        return None
+    digits = value.replace(":", "").lower()
+    if not re.fullmatch(r"[0-9a-f]{64}", digits):
+        raise ConfigError(f"--orch-fingerprint: want 64 hex digits (SHA-256), got {value!r}")
+    return digits
+
+
+def _version(value: str) -> str:
+    if not re.fullmatch(r"v?\d+\.\d+\.\d+([-+].*)?", value):
+        raise ConfigError(f"--advertise-version: want a version such as 0.9.1, got {value!r}")
+    return value.removeprefix("v")
+
+
+def _seconds(flag: str, value: str, *, minimum_s: float) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0
+    if not minimum_s <= seconds < 86_400:
+        raise ConfigError(f"{flag}: want seconds, at least {minimum_s:g}, got {value!r}")
+    return seconds

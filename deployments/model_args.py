@@ -1,0 +1,25 @@
+"""What a replica is constructed with: the `args` of its application in the Serve config.
+
+Stands alone so that whoever renders a Serve config imports neither Ray nor torch.
+"""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+
+class ModelArgs(BaseModel):
+    """One model and how to run it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    pipeline: str
+    """A name in `deployments.registry.PIPELINES`."""
+    model_id: str
+    """The Hugging Face id, `organisation/name`."""
+    models_dir: Path
+    """A directory in the Hugging Face cache layout, the same path on every node."""
+    sfast: bool = False
+    """aiModels.json's SFAST flag: compile with stable-fast."""
+    deepcache: bool = False
+    """aiModels.json's DEEPCACHE flag: reuse UNet features between steps."""

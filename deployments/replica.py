@@ -1,0 +1,210 @@
+"""What every replica shares: one model, loaded and warmed up, that runs one request at a time.
+
+A pipeline subclasses `Replica` with five methods. Three kinds of threads share the work:
+
+- Serve's event loop takes requests and answers health checks, so neither waits for the model.
+- One model thread loads, warms up and infers. Pipelines are not thread-safe, and some
+  compiled ones must run in the thread that warmed them up.
+- Two encoder threads turn raw output into files while the model computes the next request.
+
+A request whose caller is gone is stopped: in the queue at once, in the model at its next step.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+from deployments.errors import InferenceFailed, LivepeerRayError, ReplicaError
+from deployments.loading import model_errors, one_line, quiet_libraries
+from deployments.model_args import ModelArgs
+from deployments.schemas.base import Completed, Request, Result
+
+logger = logging.getLogger("ray.serve")
+
+ENCODER_THREADS = 2
+"""Enough to encode while the model computes, few enough to leave it the CPU to launch kernels."""
+
+RequestT = TypeVar("RequestT", bound=Request)
+RawT = TypeVar("RawT")
+ResultT = TypeVar("ResultT", bound=Result)
+
+
+class Cancelled(Exception):
+    """Raised in the model thread when the caller is gone; nobody waits for it any more."""
+
+
+class Replica(ABC, Generic[RequestT, RawT, ResultT]):
+    """One model on one device. Serve constructs it and calls `run` and `check_health`.
+
+    Args:
+        args: the model and its flags.
+
+    Raises:
+        ModelError: the model is missing, broken or too large; the message is for the operator.
+    """
+
+    def __init__(self, *, args: ModelArgs) -> None:
+        self.args = args
+        self.replica_id = _replica_id()
+        self._device_fault: str | None = None
+        self._model_executor = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._encoders = ThreadPoolExecutor(ENCODER_THREADS, thread_name_prefix="encode")
+        self._model_thread = self._model_executor.submit(threading.current_thread).result()
+        self._model_executor.submit(self._start).result()
+
+    @abstractmethod
+    def load(self) -> None:
+        """Loads the model. Runs once, in the model thread."""
+
+    @abstractmethod
+    def warm_up_request(self) -> RequestT:
+        """Returns a small real request that the model runs before it is offered to anyone."""
+
+    @abstractmethod
+    def infer(self, request: RequestT, raise_if_cancelled: Callable[[], None]) -> RawT:
+        """Computes, in the model thread.
+
+        Args:
+            request: what to compute.
+            raise_if_cancelled: to be called between the steps of a long computation.
+
+        Raises:
+            BadRequest: nobody could serve this request.
+        """
+
+    @abstractmethod
+    def encode(self, request: RequestT, raw: RawT) -> ResultT:
+        """Turns what `infer` returned into the result, in an encoder thread."""
+
+    @abstractmethod
+    def describe(self, request: RequestT) -> str:
+        """Returns the size of a request in words, for logs and for out-of-memory answers."""
+
+    async def run(self, request: RequestT) -> Completed[ResultT]:
+        """Runs one request; further ones wait for the model in the order of their arrival.
+
+        Raises:
+            BadRequest: nobody could serve this request.
+            InferenceFailed: the model raised, with the reason in one line.
+        """
+        cancelled = threading.Event()
+        try:
+            # Cancelling the wrapping future cancels one that is still in the queue.
+            started_s, raw = await asyncio.wrap_future(
+                self._model_executor.submit(self._infer, request, cancelled)
+            )
+            result = await asyncio.wrap_future(self._encoders.submit(self._encode, request, raw))
+        finally:
+            cancelled.set()
+        return Completed(
+            result=result, replica=self.replica_id, compute_s=time.perf_counter() - started_s
+        )
+
+    async def check_health(self) -> None:
+        """Raises when this replica can serve no more; Serve then replaces it.
+
+        Never touches the device: a call from this thread could disturb the model's.
+        """
+        if not self._model_thread.is_alive():
+            raise LivepeerRayError(f"{self.args.model_id}: the model thread has ended")
+        if self._device_fault is not None:
+            raise LivepeerRayError(f"{self.args.model_id}: {self._device_fault}")
+
+    def close(self) -> None:
+        """Ends the threads; requests that wait are dropped. A process that exits needs no close."""
+        self._model_executor.shutdown(cancel_futures=True)
+        self._encoders.shutdown(cancel_futures=True)
+
+    def _start(self) -> None:
+        """Loads and warms up, in the model thread."""
+        args = self.args
+        for flag, wanted in (("SFAST", args.sfast), ("DEEPCACHE", args.deepcache)):
+            if wanted:
+                logger.warning(
+                    "%s: the optimization flag %s has no effect yet, the model runs without it",
+                    args.model_id,
+                    flag,
+                )
+        began = time.perf_counter()
+        quiet_libraries()
+        with model_errors(args.model_id, args.models_dir):
+            self.load()
+            loaded = time.perf_counter()
+            request = self.warm_up_request()
+            self.encode(request, self.infer(request, lambda: None))
+        logger.info(
+            "%s is ready: loaded in %.1f s, warmed up (%s) in %.1f s",
+            args.model_id,
+            loaded - began,
+            self.describe(request),
+            time.perf_counter() - loaded,
+        )
+
+    def _infer(self, request: RequestT, cancelled: threading.Event) -> tuple[float, RawT]:
+        """Returns when the computation started and what came out, in the model thread."""
+        import torch
+
+        def raise_if_cancelled() -> None:
+            if cancelled.is_set():
+                raise Cancelled
+
+        started_s = time.perf_counter()
+        try:
+            raise_if_cancelled()
+            return started_s, self.infer(request, raise_if_cancelled)
+        except Cancelled:
+            logger.info("stopped a request that its caller cancelled: %s", self.describe(request))
+            raise
+        except ReplicaError:
+            raise
+        except torch.OutOfMemoryError as error:
+            logger.error("out of memory at %s: %s", self.describe(request), one_line(error))  # noqa: TRY400 (the place tells nothing)
+            failure = InferenceFailed(f"out of GPU memory at {self.describe(request)}")
+        except Exception as error:
+            logger.exception("inference failed at %s", self.describe(request))
+            failure = InferenceFailed(one_line(error))
+            self._device_fault = _probe_device()
+        # Only out here: in the handlers the traceback's frames still hold the tensors.
+        if self._device_fault is None:
+            torch.cuda.empty_cache()
+        raise failure
+
+    def _encode(self, request: RequestT, raw: RawT) -> ResultT:
+        try:
+            return self.encode(request, raw)
+        except Exception as error:
+            logger.exception("encoding failed at %s", self.describe(request))
+            raise InferenceFailed(one_line(error)) from None
+
+
+def _probe_device() -> str | None:
+    """Returns what is wrong with the GPU, None if it still computes.
+
+    After an illegal access or a lost GPU every later CUDA call of the process fails, so one
+    synchronisation after a failed inference tells, and only a new process helps.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        return f"CUDA is broken in this process: {one_line(error)}"
+    return None
+
+
+def _replica_id() -> str:
+    """Returns Serve's id of this replica, `in-process` outside Serve."""
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        return str(serve.get_replica_context().replica_id.unique_id)
+    except RayServeException:
+        return "in-process"
