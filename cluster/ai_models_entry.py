@@ -248,7 +248,6 @@ _WORDS = {
     "bool_type": "must be true or false",
     "int_type": "must be a whole number",
     "float_type": "must be a number",
-    "finite_number": "must be a finite number",
     "model_type": "must be an object",
     "greater_than_equal": "must be at least {ge}",
     "less_than_equal": "must be at most {le}",
@@ -268,12 +267,8 @@ def _in_words(finding: ErrorDetails) -> str:
 def _got(finding: ErrorDetails) -> str:
     """Quotes the value, unless it is a secret, or holds others that may be."""
     value = finding["input"]
-    unquotable = finding["type"] in ("missing", "extra_forbidden", "float_parsing")
-    if (
-        unquotable
-        or finding["loc"][0] in ("token", "url")
-        or isinstance(value, dict | list | _Flags)
-    ):
+    unquotable = finding["type"] in ("missing", "extra_forbidden")
+    if unquotable or finding["loc"][0] in ("token", "url") or isinstance(value, dict | list):
         return ""
     text = json.dumps(value)
     return f", got {text if len(text) <= 60 else text[:57] + '...'}"

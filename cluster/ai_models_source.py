@@ -78,7 +78,7 @@ def _short_entry(item: str) -> dict[str, object]:
 def _expanded(text: str) -> str:
     try:
         return str(Path(text).expanduser())
-    except RuntimeError:
+    except (RuntimeError, ValueError):  # ValueError: a NUL in the name
         raise AIModelsError([f"{text}: there is no such home directory"]) from None
 
 

@@ -39,7 +39,7 @@ def _gpu_count(value: float) -> float:
 class RayOptions(BaseModel):
     """The optional `ray` object of an entry: what Ray may do for this model."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     num_gpus: Annotated[float, AfterValidator(_gpu_count)] = 1.0
     """GPUs of each replica; 0 runs it on the CPU."""

@@ -6,13 +6,36 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cluster.ai_models import AIModel, ModelKey
-from cluster.serve_client import ModelStatus
 
 logger = logging.getLogger(__name__)
 
 REBUILD_S = 5.0
 """How long an application may look empty before we believe it. While Serve rebuilds one, its
 deployments are missing from the status for up to 2.7 s (measured, Ray 2.60)."""
+
+
+FAILED = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelStatus:
+    """One model's application, as Serve sees it now."""
+
+    state: str
+    """Serve's application status, or NOT_DEPLOYED."""
+    message: str = ""
+    """Why it failed, when it failed."""
+    running: int = 0
+    """Replicas that take requests."""
+    rebuilding: bool = False
+    """The application exists and shows no deployment: for a moment, during a rebuild."""
+    nodes: frozenset[str] = field(default_factory=frozenset)
+    """Ray node ids of the running replicas."""
+
+    @property
+    def failed(self) -> bool:
+        """Serve has given up, or a replica is unhealthy."""
+        return self.state in FAILED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,45 +6,34 @@ may be off or dead while the cluster works. Ray is pinned for it.
 """
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import socket
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
 from ray._private.authentication.authentication_token_setup import (
     maybe_enable_token_auth_if_token_available,
 )
+from ray.exceptions import RayError
 from ray.serve._private.api import serve_start
 from ray.serve.config import gRPCOptions
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.ai_models import AIModel, ModelKey
+from cluster.capacity import ModelStatus
 from cluster.errors import ConfigError
+from cluster.hardware import GPU, local_gpus
 from cluster.serve_config import DEPLOYMENT, app_name
 
-FAILED = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
+logger = logging.getLogger(__name__)
 
+LISTENING_TIMEOUT_S = 5.0
+"""For the cluster's GCS to accept a connection."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelStatus:
-    """One model's application, as Serve sees it now."""
-
-    state: str
-    """Serve's application status, or NOT_DEPLOYED."""
-    message: str = ""
-    """Why it failed, when it failed."""
-    running: int = 0
-    """Replicas that take requests."""
-    rebuilding: bool = False
-    """The application exists and shows no deployment: for a moment, during a rebuild."""
-    nodes: frozenset[str] = field(default_factory=frozenset)
-    """Ray node ids of the running replicas."""
-
-    @property
-    def failed(self) -> bool:
-        """Serve has given up, or a replica is unhealthy."""
-        return self.state in FAILED
+NODE_TIMEOUT_S = 10.0
+"""For a node to report its GPUs."""
 
 
 def connect(address: str) -> None:
@@ -56,6 +45,8 @@ def connect(address: str) -> None:
     Raises:
         ConfigError: there is none.
     """
+    if address != "auto":
+        _check_that_somebody_listens(address)
     # Ray authenticates drivers by a token and, where the address is given as HOST:PORT, sends
     # none unless it is told to. With a token on this machine we send it.
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
@@ -68,10 +59,27 @@ def connect(address: str) -> None:
             configure_logging=False,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"no Ray cluster at {address!r} ({error}); start one with `ray start --head` or "
-            "`ray up`, or let `livepeer-ray start` start a local one"
-        ) from error
+        raise _no_cluster(address, error) from error
+
+
+def _check_that_somebody_listens(address: str) -> None:
+    """Ray itself needs two minutes to say that nobody does.
+
+    Raises:
+        ConfigError: nobody does, or it is no address.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=LISTENING_TIMEOUT_S).close()
+    except (OSError, ValueError) as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"no Ray cluster at {address!r} ({error}); start one with `ray start --head` or "
+        "`ray up`, or let `livepeer-ray start` start a local one"
+    )
 
 
 def start_local() -> None:
@@ -84,12 +92,6 @@ def start_local() -> None:
         logging_level=logging.WARNING,
         configure_logging=False,
     )
-
-
-def nodes() -> list[dict[str, Any]]:
-    """Ray's table of nodes, dead ones included."""
-    table: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return table
 
 
 def cluster_gpus() -> float:
@@ -129,12 +131,47 @@ def model_status(models: tuple[AIModel, ...]) -> dict[ModelKey, ModelStatus]:
     }
 
 
+def gpus_by_model(status: Mapping[ModelKey, ModelStatus]) -> dict[ModelKey, Sequence[GPU]]:
+    """The GPUs of the nodes that hold a running replica of each model. Blocking.
+
+    A node that does not answer in time is left out: hardware is information only, and
+    registering does not wait for it.
+    """
+    with_gpus = {
+        node["NodeID"] for node in _nodes() if node["Alive"] and node["Resources"].get("GPU")
+    }
+    wanted = sorted({node for model in status.values() for node in model.nodes} & with_gpus)
+    read = ray.remote(num_cpus=0)(local_gpus)
+    tasks = {
+        node: read.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+        ).remote()
+        for node in wanted
+    }
+    found: dict[str, list[GPU]] = {}
+    for node, task in tasks.items():
+        try:
+            found[node] = ray.get(task, timeout=NODE_TIMEOUT_S)
+        except RayError as error:
+            logger.warning("node %s does not report its GPUs: %s", node, type(error).__name__)
+    return {
+        key: [gpu for node in sorted(model.nodes) for gpu in found.get(node, ())]
+        for key, model in status.items()
+    }
+
+
+def _nodes() -> list[dict[str, Any]]:
+    """Ray's table of nodes, dead ones included."""
+    table: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return table
+
+
 def _status(application: Mapping[str, Any]) -> ModelStatus:
     deployment = application["deployments"].get(DEPLOYMENT)
     if deployment is None:
         return ModelStatus(
             state=_text(application["status"]),
-            message=application["message"],
+            message=_reason(application["message"]),
             rebuilding=_text(application["status"]) == "DEPLOYING",
         )
     running = [
@@ -142,10 +179,19 @@ def _status(application: Mapping[str, Any]) -> ModelStatus:
     ]
     return ModelStatus(
         state=_text(application["status"]),
-        message=deployment["message"] or application["message"],
+        message=_reason(deployment["message"] or application["message"]),
         running=len(running),
         nodes=frozenset(replica["node_id"] for replica in running),
     )
+
+
+def _reason(message: str) -> str:
+    """What is wrong, out of Serve's message, which is a whole remote traceback.
+
+    Its last line is the exception; those of `deployments.errors` are one line, for operators.
+    """
+    lines = message.strip().splitlines()
+    return lines[-1].removeprefix("deployments.errors.") if lines else ""
 
 
 def _text(state: Any) -> str:

@@ -28,13 +28,19 @@ after which the orchestrator no longer stores results (go-livepeer, request stor
 
 
 def build(args: ModelArgs) -> serve.Application:
-    """Returns the application of one model.
-
-    Replicas, their resources and their slots are the Serve config's to set, under the name
-    `DEPLOYMENT`.
+    """Returns the application of one model, by the registry.
 
     Raises:
         ValueError: for a pipeline that is not in the registry.
+    """
+    return application(replica_class(args.pipeline), args)
+
+
+def application(replica: type[Replica[Any, Any, Any]], args: ModelArgs) -> serve.Application:
+    """Returns the application of one model and one replica class.
+
+    Replicas, their resources and their slots are the Serve config's to set, under the name
+    `DEPLOYMENT`.
     """
     deployment = serve.deployment(
         name=DEPLOYMENT,
@@ -42,7 +48,7 @@ def build(args: ModelArgs) -> serve.Application:
         health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
         graceful_shutdown_timeout_s=GRACEFUL_SHUTDOWN_TIMEOUT_S,
     )
-    return deployment(replica_class(args.pipeline)).bind(args=args)
+    return deployment(replica).bind(args=args)
 
 
 def replica_class(pipeline: str) -> type[Replica[Any, Any, Any]]:

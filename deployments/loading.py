@@ -125,7 +125,7 @@ def choose_variant(snapshot: Path, device: "torch.device") -> str | None:
     )
 
 
-def load_pipeline(factory: Any, *, model_id: str, models_dir: Path) -> Any:
+def load_pipeline(factory: Any, snapshot: Path) -> Any:
     """Loads a diffusers pipeline onto this process's device.
 
     A bundled safety checker is left out: it would black images out, where the runner API only
@@ -133,31 +133,25 @@ def load_pipeline(factory: Any, *, model_id: str, models_dir: Path) -> Any:
 
     Args:
         factory: a diffusers class with `from_pretrained`, `AutoPipelineForText2Image` say.
-        model_id: the Hugging Face id.
-        models_dir: where models are.
-
-    Raises:
-        ModelError: see `find_snapshot` and `model_errors`.
+        snapshot: the model's files, from `find_snapshot`.
     """
-    snapshot = find_snapshot(model_id, models_dir)
     device = choose_device()
-    with model_errors(model_id, snapshot):
-        index = json.loads((snapshot / "model_index.json").read_text())
-        dtype = choose_dtype(index["_class_name"], device)
-        variant = choose_variant(snapshot, device)
-        options: dict[str, Any] = {}
-        if "safety_checker" in index:
-            options = {
-                "safety_checker": None,
-                "feature_extractor": None,
-                "requires_safety_checker": False,
-            }
-        logger.info("loading %s on %s as %s, variant %s", model_id, device, dtype, variant)
-        pipe = factory.from_pretrained(
-            snapshot, dtype=dtype, variant=variant, local_files_only=True, **options
-        ).to(device)
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
+    index = json.loads((snapshot / "model_index.json").read_text())
+    dtype = choose_dtype(index["_class_name"], device)
+    variant = choose_variant(snapshot, device)
+    options: dict[str, Any] = {}
+    if "safety_checker" in index:
+        options = {
+            "safety_checker": None,
+            "feature_extractor": None,
+            "requires_safety_checker": False,
+        }
+    logger.info("loading %s on %s as %s, variant %s", index["_class_name"], device, dtype, variant)
+    pipe = factory.from_pretrained(
+        snapshot, dtype=dtype, variant=variant, local_files_only=True, **options
+    ).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def quiet_libraries() -> None:

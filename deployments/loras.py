@@ -8,12 +8,15 @@ import itertools
 import json
 import logging
 import math
+import warnings
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from deployments.errors import BadRequest, ModelNotFound
-from deployments.loading import find_snapshot, one_line
+from deployments.loading import find_snapshot
 
 logger = logging.getLogger("ray.serve")
 
@@ -64,11 +67,11 @@ class Loras:
         # even if this one fails.
         self._active = True
         names = [self._load(lora) for lora in weights]
+        self._pipe.enable_lora()
+        self._pipe.set_adapters(names, list(weights.values()))
         while len(self._names) > MAX_LOADED:
             _, oldest = self._names.popitem(last=False)
             self._pipe.delete_adapters(oldest)
-        self._pipe.enable_lora()
-        self._pipe.set_adapters(names, list(weights.values()))
 
     def _load(self, lora: str) -> str:
         """Returns the adapter's name in the pipeline, loading it if needed."""
@@ -88,17 +91,30 @@ class Loras:
         # Never a name twice: diffusers keeps some traces of deleted adapters.
         name = f"lora_{next(self._numbers)}"
         try:
-            self._pipe.load_lora_weights(file, adapter_name=name, local_files_only=True)
+            with _several_adapters_expected():
+                self._pipe.load_lora_weights(
+                    file, adapter_name=name, use_safetensors=True, local_files_only=True
+                )
             # Weights whose layers are all unknown only make diffusers log a line.
             fits = any(name in names for names in self._pipe.get_list_adapters().values())
-        except Exception as error:
+        except Exception:
             logger.exception("LoRA %s does not load", lora)
-            self._pipe.delete_adapters(name)
-            raise BadRequest(f"loras: {lora} does not load: {one_line(error)}") from None
+            with _several_adapters_expected():
+                self._pipe.delete_adapters(name)
+            raise BadRequest(f"loras: {lora} does not load into this model") from None
         if not fits:
             raise BadRequest(f"loras: {lora} is made for another kind of model")
         self._names[lora] = name
         return name
+
+
+@contextmanager
+def _several_adapters_expected() -> Iterator[None]:
+    """Keeps PEFT from warning of what is meant to happen here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        warnings.filterwarnings("ignore", message="Adapter .* was active which is now deleted")
+        yield
 
 
 def parse_loras(loras: str) -> dict[str, float]:

@@ -17,10 +17,11 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from deployments.errors import InferenceFailed, LivepeerRayError, ReplicaError
-from deployments.loading import model_errors, one_line, quiet_libraries
+from deployments.loading import find_snapshot, model_errors, one_line, quiet_libraries
 from deployments.model_args import ModelArgs
 from deployments.schemas.base import Completed, Request, Result
 
@@ -58,8 +59,11 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
         self._model_executor.submit(self._start).result()
 
     @abstractmethod
-    def load(self) -> None:
-        """Loads the model. Runs once, in the model thread."""
+    def load(self, snapshot: Path) -> None:
+        """Loads the model from the directory that holds its files, in the model thread.
+
+        Whatever this raises is reported as a `ModelError`.
+        """
 
     @abstractmethod
     def warm_up_request(self) -> RequestT:
@@ -131,9 +135,11 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
                     flag,
                 )
         began = time.perf_counter()
+        # Before the imports, so that a missing model is reported within a second.
+        snapshot = find_snapshot(args.model_id, args.models_dir)
         quiet_libraries()
-        with model_errors(args.model_id, args.models_dir):
-            self.load()
+        with model_errors(args.model_id, snapshot):
+            self.load(snapshot)
             loaded = time.perf_counter()
             request = self.warm_up_request()
             self.encode(request, self.infer(request, lambda: None))
@@ -163,7 +169,7 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
         except ReplicaError:
             raise
         except torch.OutOfMemoryError as error:
-            logger.error("out of memory at %s: %s", self.describe(request), one_line(error))  # noqa: TRY400 (the place tells nothing)
+            logger.error("out of memory at %s: %s", self.describe(request), one_line(error))  # noqa: TRY400 (a kept traceback would keep the tensors)
             failure = InferenceFailed(f"out of GPU memory at {self.describe(request)}")
         except Exception as error:
             logger.exception("inference failed at %s", self.describe(request))

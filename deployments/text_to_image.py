@@ -9,6 +9,7 @@ import inspect
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,20 +49,18 @@ class Rendered:
 class TextToImageReplica(Replica[TextToImageRequest, Rendered, ImagesResult]):
     """Images from a prompt."""
 
-    def load(self) -> None:
+    def load(self, snapshot: Path) -> None:
         """Loads the pipeline and, if it is there, the safety checker."""
         from diffusers import AutoPipelineForText2Image
 
-        args = self.args
-        self._pipe: Any = load_pipeline(
-            AutoPipelineForText2Image, model_id=args.model_id, models_dir=args.models_dir
-        )
+        models_dir = self.args.models_dir
+        self._pipe: Any = load_pipeline(AutoPipelineForText2Image, snapshot)
         # One image at a time through the decoder, which needs the most memory of all parts.
-        if hasattr(self._pipe.vae, "enable_slicing"):
+        if hasattr(getattr(self._pipe, "vae", None), "enable_slicing"):
             self._pipe.vae.enable_slicing()
         self._takes = frozenset(inspect.signature(self._pipe.__call__).parameters)
-        self._loras = Loras(pipe=self._pipe, models_dir=args.models_dir)
-        self._safety = SafetyChecker.load(args.models_dir)
+        self._loras = Loras(pipe=self._pipe, models_dir=models_dir)
+        self._safety = SafetyChecker.load(models_dir)
 
     def warm_up_request(self) -> TextToImageRequest:
         """Returns the gateway's default size: a GPU on which that does not fit fails here."""
@@ -88,8 +87,9 @@ class TextToImageReplica(Replica[TextToImageRequest, Rendered, ImagesResult]):
             ]
         )
         raise_if_cancelled()
-        check = request.safety_check and self._safety is not None
-        nsfw = self._safety.flag(pixels) if check and self._safety else [False] * len(seeds)
+        nsfw = [False] * len(seeds)
+        if request.safety_check and self._safety is not None:
+            nsfw = self._safety.flag(pixels)
         return Rendered(pixels=pixels, seeds=seeds, nsfw=nsfw)
 
     def encode(self, request: TextToImageRequest, raw: Rendered) -> ImagesResult:  # noqa: ARG002 (the contract of all replicas)

@@ -1,0 +1,1 @@
+"""Mirrors the two packages; whole-path tests are in `tests/e2e`."""

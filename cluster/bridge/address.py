@@ -26,7 +26,7 @@ class Address:
         """
         url = urlsplit(text if "://" in text else f"https://{text}")
         try:
-            port = url.port or DEFAULT_PORT
+            port = DEFAULT_PORT if url.port is None else url.port
         except ValueError:
             port = 0
         if url.scheme not in ("http", "https") or not url.hostname or not port:

@@ -30,10 +30,13 @@ class Job:
 
     @classmethod
     def from_message(cls, message: NotifyAIJob, *, peer: Peer, received_at: float) -> "Job":
-        """Takes a job off the stream; nothing in it is checked yet."""
+        """Takes a job off the stream; its data is not looked at yet."""
+        pipeline = message.AIJobData.pipeline
         return cls(
             task_id=message.taskId,
-            pipeline=message.AIJobData.pipeline,
+            # It becomes a header and stands in log lines, which junk must never get into. A
+            # job with such a name is answered with an error, for which the header is not read.
+            pipeline=pipeline if pipeline.isascii() and pipeline.isprintable() else "unknown",
             data=message.AIJobData.requestData,
             peer=peer,
             received_at=received_at,

@@ -7,6 +7,7 @@ answered, for they are matched by task id alone (go-livepeer, core/ai_orchestrat
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable
@@ -230,7 +231,7 @@ class WorkerRegistration:
                     pause_s = backoff_s(failures)
                     failures += 1
                     logger.warning("%s; trying again in %.1f s", error, pause_s)
-                    await asyncio.sleep(pause_s)
+                    await self._pause(pause_s)
         finally:
             await self._close()
 
@@ -284,6 +285,11 @@ class WorkerRegistration:
                 "worker because a job was not answered in time"
             )
 
+    async def _pause(self, pause_s: float) -> None:
+        """Waits, or less when there is another capacity to announce."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), timeout=pause_s)
+
     async def _close(self) -> None:
         stream, self._stream = self._stream, None
         if stream:
@@ -292,5 +298,6 @@ class WorkerRegistration:
 
 def backoff_s(failures: int) -> float:
     """Seconds to wait after so many failures in a row."""
-    pause_s = min(BACKOFF_FIRST_S * BACKOFF_FACTOR**failures, BACKOFF_MAX_S)
+    # Bounded before the power: an orchestrator may be down for days.
+    pause_s = min(BACKOFF_FIRST_S * BACKOFF_FACTOR ** min(failures, 100), BACKOFF_MAX_S)
     return pause_s * random.uniform(1 - BACKOFF_JITTER, 1 + BACKOFF_JITTER)  # noqa: S311 - jitter

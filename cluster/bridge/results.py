@@ -162,7 +162,7 @@ class Delivery:
             "Authorization": "Livepeer-AI-Worker-1.0",
             "Credentials": self._secret.get_secret_value(),
             "TaskId": str(job.task_id),
-            "Pipeline": _header_value(job.pipeline),
+            "Pipeline": job.pipeline,
             "Content-Type": answer.content_type,
             "Content-Length": str(answer.length_bytes),
         }
@@ -174,11 +174,3 @@ class Delivery:
             allow_redirects=False,
         ) as response:
             return response.status, (await response.text(errors="replace"))[:200]
-
-
-def _header_value(pipeline: str) -> str:
-    """The pipeline's name as a header; junk from the wire must not become one.
-
-    A job with such a name is answered with an error, for which the header is not read.
-    """
-    return pipeline if pipeline.isascii() and pipeline.isprintable() else "unknown"

@@ -11,11 +11,11 @@ import threading
 # Must be set before grpc is imported.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
-from cluster import hardware, logs, serve_client
+from cluster import logs, serve_client
 from cluster.ai_models import AIModel, load_ai_models
 from cluster.backends.ray_serve import RayBackend
 from cluster.bridge.bridge import Bridge
-from cluster.bridge.capabilities import hardware as hardware_message
+from cluster.bridge.capabilities import hardware
 from cluster.bridge.registration import WorkerRegistration
 from cluster.bridge.results import Delivery
 from cluster.capacity import CapacityWatch
@@ -43,6 +43,9 @@ def run(settings: BridgeSettings, *, log_json: bool, supervised: bool = False) -
     models = load_ai_models(settings.ai_models)
     for warning in models.warnings:
         logger.warning("%s", warning)
+    for model in models.models:
+        if model.url:
+            logger.warning("%s: external containers are not served yet, skipped", model.key)
     serve_client.connect(settings.ray_address)
     try:
         asyncio.run(_run(settings, on_ray(models.models), supervised=supervised))
@@ -68,8 +71,8 @@ async def _run(settings: BridgeSettings, models: tuple[AIModel, ...], *, supervi
             version=settings.advertise_version,
             pin=settings.orch_fingerprint,
             on_job=bridge.accept,
-            read_hardware=lambda: hardware_message(
-                hardware.gpus_by_model(serve_client.model_status(models))
+            read_hardware=lambda: hardware(
+                serve_client.gpus_by_model(serve_client.model_status(models))
             ),
         )
         watch = CapacityWatch(models=models, read_status=lambda: serve_client.model_status(models))

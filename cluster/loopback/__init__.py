@@ -6,7 +6,8 @@ empty file, panic or answer null, this one says so at once: to the worker that p
 caller, in the log and in `LoopbackOrchestrator.faults`. It takes no payments and has no
 business outside development.
 
-    server.py          the orchestrator: TLS, routes, start and stop
+    server.py          the orchestrator: routes, start and stop
+    tls_server.py      hypercorn on a TLS port
     certificate.py     the certificate, as the real one makes it at every start
     asgi.py            requests and responses over ASGI
     grpc_framing.py    gRPC messages and statuses over ASGI
@@ -23,8 +24,8 @@ business outside development.
 """
 
 from cluster.loopback.faults import Fault
-from cluster.loopback.jobs import JobFailed
+from cluster.loopback.jobs import JobFailed, MediaAnswer, WorkerError
 from cluster.loopback.server import LoopbackOrchestrator
 from cluster.loopback.workers import Worker
 
-__all__ = ["Fault", "JobFailed", "LoopbackOrchestrator", "Worker"]
+__all__ = ["Fault", "JobFailed", "LoopbackOrchestrator", "MediaAnswer", "Worker", "WorkerError"]

@@ -94,11 +94,3 @@ async def respond(send: Send, response: Response) -> None:
     ]
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     await send({"type": "http.response.body", "body": response.body, "more_body": False})
-
-
-async def lifespan(receive: Receive, send: Send) -> None:
-    """Answers the server's start-up and shutdown messages: nothing is to be done in either."""
-    message: Message = {}
-    while message.get("type") != "lifespan.shutdown":
-        message = await receive()
-        await send({"type": f"{message['type']}.complete"})

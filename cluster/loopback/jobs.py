@@ -15,6 +15,8 @@ from cluster.loopback.faults import FaultLog
 from cluster.loopback.workers import Slots, Worker, Workers
 from cluster.protocol import lp_rpc_pb2 as pb
 
+STOPPING = "the orchestrator is stopping"
+
 _log = logging.getLogger(__name__)
 
 
@@ -39,6 +41,10 @@ class JobAbandoned(JobFailed):
     """The orchestrator stops."""
 
     status = 503
+
+    def __init__(self) -> None:
+        """Takes nothing: there is one reason."""
+        super().__init__(STOPPING)
 
 
 class WorkerError(JobFailed):
@@ -124,7 +130,7 @@ class Jobs:
         """Fails whatever is open, because the orchestrator stops."""
         for job in list(self._open.values()):
             self._close(job)
-            job.answer.set_exception(JobAbandoned("the orchestrator is stopping"))
+            job.answer.set_exception(JobAbandoned())
 
     def describe(self) -> dict[str, int]:
         """Returns what /status tells of jobs."""

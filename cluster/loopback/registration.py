@@ -17,7 +17,6 @@ from cluster.loopback.grpc_framing import (
     ALREADY_EXISTS,
     INVALID_ARGUMENT,
     OK,
-    UNAVAILABLE,
     UNKNOWN,
     FramingError,
     Status,
@@ -31,8 +30,6 @@ from cluster.protocol import lp_rpc_pb2 as pb
 
 PATH = "/net.AIWorker/RegisterAIWorker"
 
-STOPPING = Status(UNAVAILABLE, "the orchestrator is stopping")
-
 _log = logging.getLogger(__name__)
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)(?:-[0-9A-Za-z.-]+)?(?:\+[0-9A-Za-z.-]+)?", re.ASCII)
 
@@ -44,18 +41,13 @@ def parse_version(text: str) -> tuple[int, int, int] | None:
 
 
 class Registration:
-    """Accepts workers and sends them their jobs.
-
-    Attributes:
-        stopping: New workers are turned away.
-    """
+    """Accepts workers and sends them their jobs."""
 
     def __init__(self, *, secret: str, version: str, workers: Workers, faults: FaultLog) -> None:
         """Takes the secret and the lowest version that workers may have."""
         lowest = parse_version(version)
         if lowest is None:
             raise ValueError(f"the orchestrator's version {version!r} is not like 0.8.0")
-        self.stopping = False
         self._secret = secret.encode()
         self._version = version
         self._lowest = lowest
@@ -85,8 +77,6 @@ class Registration:
 
     def _admit(self, request: Request) -> Worker | Status:
         """Returns the new worker, or how the call ends without one."""
-        if self.stopping:
-            return STOPPING
         if request.body_error is not None:
             self._faults.add(str(request.body_error), peer=request.peer)
             return Status(INVALID_ARGUMENT, str(request.body_error))

@@ -253,6 +253,26 @@ def test_wrong_field(write: Write, fields: dict[str, Any], expected: str) -> Non
     assert problem.startswith(("entry 1 (", "entry 1: ", "not JSON"))
 
 
+@pytest.mark.parametrize("number", ["1e999", "1" + "0" * 400])
+def test_gpus_beyond_all_bounds(write: Write, number: str) -> None:
+    text = '[{"pipeline": "text-to-image", "model_id": "a/b", "ray": {"num_gpus": NUMBER}}]'
+    (problem,) = problems(write(text.replace("NUMBER", number)))
+    assert "ray.num_gpus: must be" in problem
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"price_per_unit": {"token": TOKEN}},
+        {"ray": [TOKEN]},
+        {"optimization_flags": {"SFAST": [TOKEN]}},
+        {"model_id": {"token": TOKEN}},
+    ],
+)
+def test_objects_and_lists_are_not_quoted(write: Write, fields: dict[str, Any]) -> None:
+    assert TOKEN not in "".join(problems(write([entry(**fields)])))
+
+
 def test_unknown_pipeline_names_the_known_ones(write: Write) -> None:
     (problem,) = problems(write([entry(pipeline="text2image")]))
     assert problem.startswith("entry 1 (text2image org/name): pipeline: must be one of ")

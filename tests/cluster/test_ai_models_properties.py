@@ -120,6 +120,8 @@ def test_any_bytes_are_models_or_problems(data: bytes) -> None:
 @unhurried
 @given(st.text() | st.lists(st.text(alphabet="ab/:,~.\0", max_size=9)).map(":".join))
 @example(SHORT_FORM)
+@example("~\0")
+@example("~\ud800/x.json")
 def test_any_source_is_models_or_problems(source: str) -> None:
     with pytest.raises(AIModelsError):
         load_ai_models(source)

@@ -109,7 +109,7 @@ async def test_a_second_registration_on_one_connection_is_a_fault(
 ) -> None:
     async with registered(orchestrator) as worker:
         request = pb.RegisterAIWorkerRequest(secret=SECRET, capabilities=capabilities())
-        code = await worker.call_again(PATH, request.SerializeToString())
+        code, _ = await worker.call_again(PATH, request.SerializeToString())
         assert code is grpc.StatusCode.ALREADY_EXISTS
         assert len(orchestrator.workers) == 1
     assert [fault.peer for fault in orchestrator.faults] == [worker.peer]
@@ -117,7 +117,7 @@ async def test_a_second_registration_on_one_connection_is_a_fault(
 
 async def test_an_unknown_method_is_unimplemented(orchestrator: LoopbackOrchestrator) -> None:
     async with registered(orchestrator) as worker:
-        code = await worker.call_again("/net.AIWorker/Other", b"")
+        code, _ = await worker.call_again("/net.AIWorker/Other", b"")
         assert code is grpc.StatusCode.UNIMPLEMENTED
 
 
@@ -125,7 +125,7 @@ async def test_bytes_that_are_no_registration_are_a_fault(
     orchestrator: LoopbackOrchestrator,
 ) -> None:
     async with registered(orchestrator) as worker:
-        code = await worker.call_again(PATH, b"\xff\xff")
+        code, _ = await worker.call_again(PATH, b"\xff\xff")
         assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert len(orchestrator.faults) == 1
 

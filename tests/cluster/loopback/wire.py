@@ -1,6 +1,7 @@
 """A worker and a caller, written against the wire and sharing no code with the bridge."""
 
 import asyncio
+import io
 import json
 import os
 import ssl
@@ -98,10 +99,11 @@ class WireWorker:
     url: str
     peer: str = ""
 
-    async def call_again(self, path: str, message: bytes) -> grpc.StatusCode:
+    async def call_again(self, path: str, message: bytes) -> tuple[grpc.StatusCode, str]:
         """Makes another call on the same connection; how it ended."""
         method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self.channel.unary_stream(path)
-        return await method(message).code()
+        call = method(message)
+        return await call.code(), await call.details() or ""
 
     async def next_job(self) -> pb.NotifyAIJob:
         """Waits for the next job."""
@@ -122,16 +124,20 @@ class WireWorker:
         pipeline: str = "text-to-image",
         authorization: str = "Livepeer-AI-Worker-1.0",
         credentials: str = SECRET,
+        second_task_id: str = "",
     ) -> tuple[int, str]:
         """Posts an answer; the reply."""
-        headers = {
-            "Authorization": authorization,
-            "Credentials": credentials,
-            "TaskId": str(task_id),
-            "Pipeline": pipeline,
-            "Content-Type": content_type,
-        }
-        async with self.http.post(f"{self.url}/aiResults", data=body, headers=headers) as reply:
+        headers = [
+            ("Authorization", authorization),
+            ("Credentials", credentials),
+            ("TaskId", str(task_id)),
+            ("Pipeline", pipeline),
+            ("Content-Type", content_type),
+            *([("TaskId", second_task_id)] if second_task_id else []),
+        ]
+        # BytesIO, because aiohttp warns of large bytes.
+        data = io.BytesIO(body)
+        async with self.http.post(f"{self.url}/aiResults", data=data, headers=headers) as reply:
             return reply.status, await reply.text()
 
     async def post_error(self, task_id: int, text: str) -> tuple[int, str]:
@@ -225,6 +231,11 @@ class Caller:
                 document=await reply.json(),
                 task_id=reply.headers.get("Livepeer-Task-Id"),
             )
+
+    async def generate_raw(self, body: bytes) -> tuple[int, str]:
+        """Posts bytes; the reply as text."""
+        async with self.http.post(f"{self.url}/text-to-image", data=body) as reply:
+            return reply.status, await reply.text()
 
     def start(self, body: object = None) -> asyncio.Task[Reply]:
         """Posts a request in the background."""

@@ -1,0 +1,82 @@
+"""hypercorn's HTTP/1.1 and HTTP/2 under an accept loop of our own.
+
+`hypercorn.asyncio.serve` ends its connections politely: where a client does not answer the
+closing of TLS it waits for half a minute. A gRPC client that dropped its channel is such a
+client, and tests stop an orchestrator after each of them.
+"""
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import cast
+
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.asyncio.tcp_server import TCPServer
+from hypercorn.asyncio.worker_context import WorkerContext
+from hypercorn.config import Config
+from hypercorn.typing import ASGIFramework
+
+from cluster.loopback.asgi import Message, Receive, Send
+
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+_log = logging.getLogger(__name__)
+
+_IDLE_S = 600.0
+"""Go's HTTPIdleTimeout: a connection that closes sooner could surprise a worker that reuses it."""
+
+_GOODBYE_S = 0.25
+"""How long a client may take to close its side when the server stops."""
+
+
+class TLSServer:
+    """Serves one ASGI application on one listening socket."""
+
+    def __init__(self, app: App) -> None:
+        """Takes the application; it gets no lifespan messages."""
+        self._app = ASGIWrapper(cast("ASGIFramework", app))
+        self._context = WorkerContext(None)
+        self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._server: asyncio.Server | None = None
+        self._config = Config()
+        self._config.accesslog = None
+        self._config.errorlog = _log
+        self._config.keep_alive_timeout = _IDLE_S
+        # Closing a connection after some number of requests would only look like a fault.
+        self._config.keep_alive_max_requests = 2**31
+
+    async def start(self, listener: socket.socket, tls: ssl.SSLContext) -> None:
+        """Begins to accept connections; the socket is closed by `stop`."""
+        self._server = await asyncio.start_server(self._serve, sock=listener, ssl=tls)
+
+    def stop_accepting(self) -> None:
+        """Closes the port; the connections live on."""
+        if self._server is not None:
+            self._server.close()
+
+    async def stop(self) -> None:
+        """Closes every connection, first politely, then not."""
+        self.stop_accepting()
+        await self._context.terminated.set()
+        if self._connections:
+            await asyncio.wait(self._connections, timeout=_GOODBYE_S)
+        for writer in self._connections.values():
+            # Not transport.abort(), which does nothing once a TLS transport was closed twice.
+            with suppress(OSError):
+                writer.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+        await asyncio.gather(*self._connections)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serves one connection."""
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        self._connections[task] = writer
+        loop = asyncio.get_running_loop()
+        try:
+            await TCPServer(self._app, loop, self._config, self._context, {}, reader, writer)
+        except OSError as error:
+            _log.debug("a connection was lost: %s", error)
+        finally:
+            del self._connections[task]

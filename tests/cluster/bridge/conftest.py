@@ -1,0 +1,174 @@
+"""A bridge in this process, between a real orchestrator port and a backend that the test steers."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before grpc is imported; it writes to stderr
+
+import aiohttp
+import pytest
+from pydantic import SecretStr
+
+from cluster.ai_models import ModelKey
+from cluster.bridge.address import Address
+from cluster.bridge.bridge import Bridge, JobRecord
+from cluster.bridge.registration import WorkerRegistration
+from cluster.bridge.results import Delivery
+from cluster.capacity import Capacity, ModelCapacity
+from cluster.loopback import LoopbackOrchestrator
+from deployments.schemas.base import Completed, MediaFile, Request, Result
+from deployments.schemas.images import Image, ImagesResult
+
+SECRET = "s3cret & more"
+A = ModelKey("text-to-image", "org/a")
+B = ModelKey("text-to-image", "org/b")
+PNG = b"\x89PNG\r\n\x1a\n and so on"
+
+
+def image_result(*seeds: int, data: bytes = PNG) -> ImagesResult:
+    file = MediaFile(data=data, media_type="image/png")
+    return ImagesResult(images=tuple(Image(file=file, seed=seed, nsfw=False) for seed in seeds))
+
+
+class SteeredBackend:
+    """A backend whose jobs end when the test says so, or raise what it gives."""
+
+    def __init__(self) -> None:
+        self.result: Result | Exception = image_result(7)
+        self.hold = asyncio.Event()
+        self.hold.set()
+        self.started: list[Request] = []
+        self.cancelled = 0
+        self._news = asyncio.Condition()
+
+    async def run(self, key: ModelKey, request: Request) -> Completed[Result]:
+        assert key in (A, B)
+        async with self._news:
+            self.started.append(request)
+            self._news.notify_all()
+        try:
+            await self.hold.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if isinstance(self.result, Exception):
+            raise self.result
+        return Completed(result=self.result, replica="steered", compute_s=0.0)
+
+    async def wait_for_started(self, count: int) -> None:
+        async with self._news:
+            await self._news.wait_for(lambda: len(self.started) >= count)
+
+
+@dataclass
+class Running:
+    """A running bridge."""
+
+    backend: SteeredBackend
+    registration: WorkerRegistration
+    stop: asyncio.Event
+    task: "asyncio.Task[None]"
+    capacities: "asyncio.Queue[Capacity]"
+    records: list[JobRecord] = field(default_factory=list)
+
+
+def capacity(**slots: int) -> Capacity:
+    """`capacity(a=2)`: two slots for org/a."""
+    return Capacity(
+        models={
+            ModelKey("text-to-image", f"org/{name}"): ModelCapacity(slots=count, warm=True)
+            for name, count in slots.items()
+        }
+    )
+
+
+@asynccontextmanager
+async def running(
+    address: Address,
+    first: Capacity,
+    *,
+    secret: str = SECRET,
+    pin: str | None = None,
+    deadline_s: float = 60.0,
+    grace_s: float = 10.0,
+    version: str = "0.9.1",
+) -> AsyncIterator[Running]:
+    """Runs a bridge and stops it at the end, unless the test did."""
+    backend, stop = SteeredBackend(), asyncio.Event()
+    records: list[JobRecord] = []
+    capacities: asyncio.Queue[Capacity] = asyncio.Queue()
+    capacities.put_nowait(first)
+
+    async def snapshots() -> AsyncIterator[Capacity]:
+        while True:
+            yield await capacities.get()
+
+    async with Delivery(secret=SecretStr(secret)) as delivery:
+        bridge = Bridge(
+            backends={A: backend, B: backend},
+            delivery=delivery,
+            deadline_s=deadline_s,
+            grace_s=grace_s,
+            on_finished=records.append,
+        )
+        registration = WorkerRegistration(
+            address=address,
+            secret=SecretStr(secret),
+            version=version,
+            pin=pin,
+            on_job=bridge.accept,
+        )
+        task = asyncio.create_task(
+            bridge.run(registration=registration, snapshots=snapshots(), stop=stop)
+        )
+        try:
+            yield Running(
+                backend=backend,
+                registration=registration,
+                stop=stop,
+                task=task,
+                capacities=capacities,
+                records=records,
+            )
+        finally:
+            backend.hold.set()
+            stop.set()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+Ask = Callable[..., Coroutine[Any, Any, tuple[int, Any]]]
+
+
+@pytest.fixture
+async def orchestrator() -> AsyncIterator[LoopbackOrchestrator]:
+    """A loopback orchestrator, whose strictness is part of every test."""
+    async with LoopbackOrchestrator(secret=SECRET) as started:
+        yield started
+        assert started.faults == []
+
+
+@pytest.fixture
+async def ask(orchestrator: LoopbackOrchestrator) -> AsyncIterator[Ask]:
+    """Sends a text-to-image request as a gateway's client does, for org/a unless told."""
+    connector = aiohttp.TCPConnector(ssl=False, limit=0)
+    async with aiohttp.ClientSession(orchestrator.url, connector=connector) as http:
+
+        async def send(**request: object) -> tuple[int, Any]:
+            body = {"prompt": "a cat", "model_id": "org/a", **request}
+            async with http.post("/text-to-image", json=body) as response:
+                return response.status, await response.json()
+
+        yield send
+
+
+def address(orchestrator: LoopbackOrchestrator) -> Address:
+    return Address("127.0.0.1", orchestrator.port)
+
+
+async def registered(orchestrator: LoopbackOrchestrator, count: int = 1) -> None:
+    """Waits until so many workers are connected."""
+    await orchestrator.wait_for_workers(lambda workers: len(workers) == count)

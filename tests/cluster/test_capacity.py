@@ -1,0 +1,122 @@
+"""Replicas added up into slots, and the watch that notices changes."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+
+from cluster.ai_models import AIModel, ModelKey, RayOptions, load_ai_models
+from cluster.capacity import Capacity, CapacityWatch, ModelCapacity, ModelStatus, capacity_of
+
+KEY = ModelKey("text-to-image", "org/a")
+
+
+def models(text: str = "text-to-image:org/a:true", *, slots: int = 1) -> tuple[AIModel, ...]:
+    found = load_ai_models(text).models
+    return tuple(replace(model, ray=RayOptions(max_ongoing_requests=slots)) for model in found)
+
+
+def test_slots_are_replicas_times_requests_at_a_time() -> None:
+    capacity = capacity_of(models(slots=2), {KEY: 3})
+    assert capacity.models == {KEY: ModelCapacity(slots=6, warm=True)}
+    assert capacity.slots(KEY) == 6
+
+
+def test_a_warm_model_without_a_replica_is_not_there() -> None:
+    capacity = capacity_of(models(), {})
+    assert not capacity
+    assert capacity.slots(KEY) == 0
+    assert str(capacity) == "nothing"
+
+
+def test_a_cold_model_is_there_before_its_first_replica() -> None:
+    capacity = capacity_of(models("text-to-image:org/a:false"), {})
+    assert capacity.models == {KEY: ModelCapacity(slots=1, warm=False)}
+
+
+class Serve:
+    """Stands for the Serve controller, whose answers a test cannot otherwise time."""
+
+    def __init__(self) -> None:
+        self.status: Mapping[ModelKey, ModelStatus] | Exception = {}
+
+    def read(self) -> Mapping[ModelKey, ModelStatus]:
+        if isinstance(self.status, Exception):
+            raise self.status
+        return self.status
+
+
+def running(count: int) -> dict[ModelKey, ModelStatus]:
+    return {KEY: ModelStatus(state="RUNNING", running=count)}
+
+
+@pytest.fixture
+def serve() -> Serve:
+    return Serve()
+
+
+def watch(serve: Serve) -> CapacityWatch:
+    return CapacityWatch(models=models(), read_status=serve.read, interval_s=0.01)
+
+
+async def test_every_change_is_a_snapshot(serve: Serve) -> None:
+    snapshots = watch(serve).snapshots()
+    assert await anext(snapshots) == Capacity()
+    for count in (2, 1, 4):
+        serve.status = running(count)
+        assert (await anext(snapshots)).slots(KEY) == count
+
+
+async def test_nothing_new_is_no_snapshot(serve: Serve) -> None:
+    serve.status = running(1)
+    snapshots = watch(serve).snapshots()
+    await anext(snapshots)
+    waiting = asyncio.ensure_future(anext(snapshots))
+    await asyncio.wait({waiting}, timeout=0.2)
+    assert not waiting.done()
+    serve.status = running(2)
+    assert (await waiting).slots(KEY) == 2
+
+
+async def test_a_rebuilding_application_keeps_its_capacity(serve: Serve) -> None:
+    serve.status = running(2)
+    snapshots = watch(serve).snapshots()
+    await anext(snapshots)
+    waiting = asyncio.ensure_future(anext(snapshots))
+    serve.status = {KEY: ModelStatus(state="DEPLOYING", rebuilding=True)}
+    await asyncio.wait({waiting}, timeout=0.2)
+    assert not waiting.done()
+    serve.status = {KEY: ModelStatus(state="DEPLOYING", running=0)}
+    assert (await waiting).slots(KEY) == 0
+
+
+async def test_a_controller_that_does_not_answer_changes_nothing(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    serve.status = running(2)
+    snapshots = watch(serve).snapshots()
+    await anext(snapshots)
+    waiting = asyncio.ensure_future(anext(snapshots))
+    serve.status = RuntimeError("the controller is gone")
+    await asyncio.wait({waiting}, timeout=0.2)
+    assert not waiting.done()
+    assert "the controller is gone" in caplog.text
+    serve.status = running(1)
+    assert (await waiting).slots(KEY) == 1
+
+
+async def test_a_broken_model_is_said_once_and_with_its_reason(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    serve.status = {KEY: ModelStatus(state="DEPLOY_FAILED", message="no such directory: /models")}
+    snapshots = watch(serve).snapshots()
+    assert await anext(snapshots) == Capacity()
+    waiting = asyncio.ensure_future(anext(snapshots))
+    await asyncio.wait({waiting}, timeout=0.2)
+    errors = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert [record.getMessage() for record in errors] == [
+        "text-to-image org/a: DEPLOY_FAILED: no such directory: /models"
+    ]
+    waiting.cancel()

@@ -1,0 +1,144 @@
+"""Flags and environment: what is read, what is refused, and that the secret stays secret."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.bridge.address import Address
+from cluster.cli import main
+from cluster.errors import ConfigError
+from cluster.settings import (
+    BridgeSettings,
+    Device,
+    add_bridge_flags,
+    add_models_flags,
+    bridge_settings,
+    device,
+    read_secret,
+)
+
+SECRET = "hunter2-and-more"
+ENOUGH = ["--orch-addr", "orchestrator.example:8935", "--orch-secret", SECRET]
+
+
+def parse(*flags: str) -> BridgeSettings:
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    add_models_flags(parser)
+    add_bridge_flags(parser)
+    return bridge_settings(parser.parse_args(flags))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("orchestrator.example", Address("orchestrator.example", 8935)),
+        ("orchestrator.example:1234", Address("orchestrator.example", 1234)),
+        ("https://10.0.0.1:8935", Address("10.0.0.1", 8935)),
+        ("[::1]:8935", Address("::1", 8935)),
+        ("http://127.0.0.1:80/", Address("127.0.0.1", 80, tls=False)),
+    ],
+)
+def test_addresses(text: str, expected: Address) -> None:
+    assert Address.parse(text) == expected
+    assert Address.parse(expected.url) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", ":8935", "host:0", "host:99999", "host:port", "ftp://host:1", "host:1/path"]
+)
+def test_bad_addresses_are_named(text: str) -> None:
+    with pytest.raises(ConfigError, match="want HOST:PORT"):
+        Address.parse(text)
+
+
+def test_defaults() -> None:
+    settings = parse(*ENOUGH)
+    assert settings.deadline_s == 540.0
+    assert settings.advertise_version == "0.9.1"
+    assert settings.orch_fingerprint is None
+    assert settings.ray_address == "auto"
+
+
+def test_each_flag_has_a_variable_and_the_flag_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIVEPEER_RAY_ORCH_ADDR", "from-environment:1")
+    monkeypatch.setenv("LIVEPEER_RAY_ORCH_SECRET", SECRET)
+    monkeypatch.setenv("LIVEPEER_RAY_DEADLINE_S", "12.5")
+    settings = parse()
+    assert settings.orch_addr == Address("from-environment", 1)
+    assert settings.deadline_s == 12.5
+    assert parse("--deadline-s", "3").deadline_s == 3.0
+
+
+def test_a_child_process_reads_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = parse(*ENOUGH, "--orch-fingerprint", "AB:" * 31 + "AB", "--grace-s", "7")
+    for name, value in settings.environment().items():
+        monkeypatch.setenv(name, value)
+    assert parse() == settings
+
+
+def test_the_secret_may_stand_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text(f"{SECRET}\n")
+    assert read_secret(str(file)).get_secret_value() == SECRET
+
+
+@pytest.mark.parametrize("content", ["", "\n", "two\nlines"])
+def test_a_file_without_a_secret_is_refused(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "secret"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match="empty or not one line"):
+        read_secret(str(file))
+
+
+def test_the_secret_is_in_no_repr() -> None:
+    assert SECRET not in repr(parse(*ENOUGH))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--orch-secret", SECRET], "--orch-addr is missing"),
+        (["--orch-addr", "host:1"], "--orch-secret is missing"),
+        ([*ENOUGH, "--orch-fingerprint", "abc"], "--orch-fingerprint: want 64 hex digits"),
+        ([*ENOUGH, "--advertise-version", "new"], "--advertise-version: want a version"),
+        ([*ENOUGH, "--deadline-s", "soon"], "--deadline-s: want seconds"),
+        ([*ENOUGH, "--deadline-s", "nan"], "--deadline-s: want seconds"),
+        ([*ENOUGH, "--grace-s", "-1"], "--grace-s: want seconds"),
+    ],
+)
+def test_bad_flags_are_named_with_the_remedy(
+    flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bridge", *flags]) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert SECRET not in printed
+
+
+def test_devices() -> None:
+    assert device("auto") is Device.AUTO
+    assert Device.AUTO.gpus(2)
+    assert not Device.AUTO.gpus(0)
+    assert Device.GPU.gpus(0)
+    assert not Device.CPU.gpus(8)
+    with pytest.raises(ConfigError, match="want gpu, cpu or auto"):
+        device("tpu")
+
+
+@pytest.mark.parametrize("code", ["import cluster", "from cluster.cli import main; main(['-h'])"])
+def test_the_command_line_is_light(code: str) -> None:
+    heavy = {"torch", "ray", "grpc", "diffusers", "transformers", "aiohttp", "numpy"}
+    check = f"""
+import sys
+try:
+    {code}
+except SystemExit:
+    pass
+print(sorted({heavy!r} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,57 @@
+"""The builder that Serve imports, and the registry's lines."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from deployments.app import build, replica_class
+from deployments.model_args import ModelArgs
+from deployments.registry import PIPELINES
+from deployments.replica import Replica
+from deployments.schemas.base import Request
+
+
+@pytest.mark.parametrize("pipeline", sorted(PIPELINES))
+def test_every_line_of_the_registry_leads_to_a_replica(pipeline: str) -> None:
+    assert issubclass(replica_class(pipeline), Replica)
+    assert issubclass(PIPELINES[pipeline].request, Request)
+
+
+def test_an_unknown_pipeline_is_named() -> None:
+    args = ModelArgs(pipeline="text-to-smell", model_id="a/b", models_dir=Path("models"))
+    with pytest.raises(ValueError, match=r"'text-to-smell'; there are: text-to-image"):
+        build(args)
+
+
+def test_building_imports_no_torch() -> None:
+    code = (
+        "import sys\n"
+        "from deployments.app import build\n"
+        "from deployments.model_args import ModelArgs\n"
+        "from deployments.registry import PIPELINES\n"
+        "for name in PIPELINES:\n"
+        "    build(ModelArgs(pipeline=name, model_id='a/b', models_dir='/nowhere'))\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'peft'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_reading_the_registry_imports_neither_ray_nor_torch() -> None:
+    code = (
+        "import sys\n"
+        "import deployments.registry, deployments.model_args\n"
+        "heavy = {'ray', 'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_misspelt_arguments_are_refused() -> None:
+    with pytest.raises(ValidationError, match="deepcash"):
+        ModelArgs.model_validate(
+            {"pipeline": "p", "model_id": "a/b", "models_dir": "m", "deepcash": True}
+        )

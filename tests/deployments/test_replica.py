@@ -1,0 +1,188 @@
+"""What all replicas share: order, health, cancellation, failures."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from deployments import replica as replica_module
+from deployments.errors import BadRequest, InferenceFailed, LivepeerRayError, ModelBroken
+from deployments.replica import Replica
+from deployments.schemas.base import Result
+from deployments.schemas.text_to_image import TextToImageRequest
+from tests.deployments.conftest import ObservedReplica, args, request
+
+
+@dataclass(frozen=True)
+class Echo(Result):
+    """The prompt, as the result."""
+
+    prompt: str
+
+    def document(self, urls: object) -> dict[str, object]:  # noqa: ARG002 (has no files)
+        return {"prompt": self.prompt}
+
+
+class EchoReplica(Replica[TextToImageRequest, str, Echo]):
+    """The smallest replica: no model, answers with the prompt."""
+
+    def load(self, snapshot: Path) -> None:
+        assert snapshot.is_dir()
+
+    def warm_up_request(self) -> TextToImageRequest:
+        return request("warm-up")
+
+    def describe(self, request: TextToImageRequest) -> str:
+        return f"{len(request.prompt)} characters"
+
+    def infer(self, request: TextToImageRequest, raise_if_cancelled: Callable[[], None]) -> str:
+        raise_if_cancelled()
+        return request.prompt
+
+    def encode(self, request: TextToImageRequest, raw: str) -> Echo:  # noqa: ARG002 (needs nothing of it)
+        if raw == "not encodable":
+            raise ValueError("this cannot\nbe encoded")
+        return Echo(raw)
+
+
+async def holding(replica: ObservedReplica, **parameters: int) -> asyncio.Task[object]:
+    """Starts a request and returns when the model is in its first step, which it holds."""
+    replica.go_on.clear()
+    task = asyncio.create_task(replica.run(request("held", **parameters)))
+    await asyncio.to_thread(replica.stepped.wait)
+    return task
+
+
+async def test_health_answers_while_the_model_computes(replica: ObservedReplica) -> None:
+    running = await holding(replica)
+    await replica.check_health()
+    assert not running.done()
+    replica.go_on.set()
+    await running
+
+
+async def test_requests_run_one_at_a_time_in_their_order(replica: ObservedReplica) -> None:
+    first = await holding(replica)
+    others = [asyncio.create_task(replica.run(request(prompt))) for prompt in "bcd"]
+    await asyncio.sleep(0)
+    assert replica.prompts == ["held"]
+    replica.go_on.set()
+    await asyncio.gather(first, *others)
+    assert replica.prompts == ["held", *"bcd"]
+
+
+async def test_a_cancelled_request_stops_at_its_next_step(replica: ObservedReplica) -> None:
+    running = await holding(replica, num_inference_steps=50)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    steps_when_cancelled = replica.steps
+    replica.go_on.set()
+    await replica.run(request(num_inference_steps=2))
+    # The held step, and what the second request added; PNDM takes one step more than asked.
+    assert steps_when_cancelled == 1
+    assert replica.steps < 1 + 10
+
+
+async def test_a_cancelled_request_in_the_queue_never_starts(replica: ObservedReplica) -> None:
+    running = await holding(replica)
+    waiting = asyncio.create_task(replica.run(request("cancelled in the queue")))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    replica.go_on.set()
+    await running
+    await replica.run(request("next"))
+    assert replica.prompts == ["held", "next"]
+
+
+async def test_out_of_memory_names_the_size_and_the_replica_goes_on(
+    replica: ObservedReplica,
+) -> None:
+    replica.failure = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+    with pytest.raises(InferenceFailed) as error:
+        await replica.run(request(width=128, num_images_per_prompt=3))
+    assert str(error.value) == "out of GPU memory at 128x64, 3 images, 2 steps"
+    replica.reset()
+    await replica.check_health()
+    assert len((await replica.run(request())).result.images) == 1
+
+
+async def test_any_other_failure_is_one_line_and_logged(
+    replica: ObservedReplica, serve_log: pytest.LogCaptureFixture
+) -> None:
+    replica.failure = RuntimeError("mat1 and mat2\ncannot be multiplied")
+    with pytest.raises(InferenceFailed) as error:
+        await replica.run(request())
+    assert str(error.value) == "RuntimeError: mat1 and mat2 cannot be multiplied"
+    assert "Traceback" in serve_log.text
+    await replica.check_health()
+
+
+async def test_a_broken_gpu_makes_the_replica_unhealthy(
+    replica: ObservedReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica, "_device_fault", None)
+    monkeypatch.setattr(replica_module, "_probe_device", lambda: "CUDA is broken")
+    replica.failure = RuntimeError("an illegal memory access was encountered")
+    with pytest.raises(InferenceFailed):
+        await replica.run(request())
+    with pytest.raises(LivepeerRayError, match="CUDA is broken"):
+        await replica.check_health()
+
+
+async def test_a_bad_request_passes_unchanged(replica: ObservedReplica) -> None:
+    with pytest.raises(BadRequest, match=r"^loras: not JSON"):
+        await replica.run(request(loras="{"))
+
+
+async def test_the_answer_says_who_computed_it_and_how_long(tiny_models_dir: Path) -> None:
+    echo = EchoReplica(args=args(tiny_models_dir))
+    completed = await echo.run(request("hello"))
+    assert completed.result == Echo("hello")
+    assert completed.replica == "in-process"
+    assert completed.compute_s > 0
+    echo.close()
+
+
+async def test_a_result_that_cannot_be_encoded_fails_its_request_only(
+    tiny_models_dir: Path,
+) -> None:
+    echo = EchoReplica(args=args(tiny_models_dir))
+    with pytest.raises(InferenceFailed, match=r"^ValueError: this cannot be encoded$"):
+        await echo.run(request("not encodable"))
+    assert (await echo.run(request("fine"))).result == Echo("fine")
+    echo.close()
+
+
+async def test_a_dead_model_thread_is_unhealthy(tiny_models_dir: Path) -> None:
+    echo = EchoReplica(args=args(tiny_models_dir))
+    await echo.check_health()
+    echo.close()
+    with pytest.raises(LivepeerRayError, match="model thread"):
+        await echo.check_health()
+
+
+def test_a_model_that_cannot_warm_up_is_broken(tiny_models_dir: Path) -> None:
+    class Unwarmable(EchoReplica):
+        """Loads and then cannot compute."""
+
+        def warm_up_request(self) -> TextToImageRequest:
+            return request("not encodable")
+
+    with pytest.raises(ModelBroken, match="this cannot be encoded"):
+        Unwarmable(args=args(tiny_models_dir))
+
+
+def test_start_is_logged_with_its_times_and_inactive_flags(
+    tiny_models_dir: Path, serve_log: pytest.LogCaptureFixture
+) -> None:
+    EchoReplica(args=args(tiny_models_dir, sfast=True)).close()
+    assert "optimization flag SFAST has no effect yet" in serve_log.text
+    assert "DEEPCACHE" not in serve_log.text
+    assert "is ready: loaded in" in serve_log.text
+    assert "warmed up (7 characters) in" in serve_log.text

@@ -1,0 +1,1 @@
+"""Whole-path tests: every part in a process of its own, as an operator runs them."""

@@ -1,0 +1,185 @@
+"""One Ray cluster and one deployed set of models for all whole-path tests."""
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from cluster.loopback import LoopbackOrchestrator
+from tests.e2e.programs import BIN
+
+PATIENCE_S = 90.0
+SECRET = "an orchestrator's secret"
+PIPELINE = "text-to-image"
+TINY = "livepeer-ray/tiny-sd"
+SECOND = "livepeer-ray/tiny-sd-second"
+BROKEN = "livepeer-ray/tiny-sd-broken"
+MISSING = "livepeer-ray/never-downloaded"
+
+
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """A local cluster's address."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.e2e.local_ray"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"},
+    )
+    assert process.stdout is not None
+    address = process.stdout.readline().strip()
+    assert address, "the Ray cluster did not start"
+    yield address
+    process.communicate(timeout=60)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployed:
+    """Models on Serve, deployed as the README says."""
+
+    ray_address: str
+    models_dir: Path
+    ai_models: Path
+
+    def only(self, *model_ids: str) -> str:
+        """An aiModels.json with some of the entries."""
+        entries = json.loads(self.ai_models.read_text())
+        some = self.models_dir / f"only-{'-'.join(model_ids).replace('/', '-')}.json"
+        some.write_text(json.dumps([entry for entry in entries if entry["model_id"] in model_ids]))
+        return str(some)
+
+
+@pytest.fixture(scope="session")
+def deployed(
+    ray_address: str, tiny_models_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Deployed]:
+    """Two models that work, one that is broken and one that is missing, by `serve run`."""
+    models_dir = tmp_path_factory.mktemp("models")
+    for model_id in (TINY, SECOND, BROKEN):
+        source = tiny_models_dir / f"models--{TINY.replace('/', '--')}"
+        target = models_dir / f"models--{model_id.replace('/', '--')}"
+        shutil.copytree(source, target, symlinks=True)
+    for config in models_dir.glob(f"models--{BROKEN.replace('/', '--')}/snapshots/*/unet/*.json"):
+        config.unlink()
+        config.write_text('{"_class_name": ')
+    ai_models = models_dir / "aiModels.json"
+    ai_models.write_text(
+        json.dumps(
+            [
+                {
+                    "pipeline": PIPELINE,
+                    "model_id": model_id,
+                    "warm": True,
+                    "capacity": 2 if model_id == TINY else 1,
+                }
+                for model_id in (BROKEN, TINY, MISSING, SECOND)
+            ]
+        )
+    )
+    config_file = models_dir / "serve.yaml"
+    with config_file.open("w") as file:
+        subprocess.run(
+            [
+                BIN / "livepeer-ray",
+                "serve-config",
+                *("--ai-models", ai_models),
+                *("--ai-models-dir", models_dir),
+                *("--device", "cpu"),
+            ],
+            stdout=file,
+            check=True,
+        )
+    with (models_dir / "serve-run.log").open("w") as log:
+        serve_run = subprocess.Popen(
+            [BIN / "serve", "run", config_file, "--address", ray_address],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "RAY_AUTH_MODE": "token"},
+        )
+    yield Deployed(ray_address=ray_address, models_dir=models_dir, ai_models=ai_models)
+    assert serve_run.poll() is None, (models_dir / "serve-run.log").read_text()
+    # Not by SIGINT, at which `serve run` takes its applications down one by one: the whole
+    # cluster ends next.
+    serve_run.kill()
+    serve_run.wait()
+
+
+@pytest.fixture
+async def orchestrator() -> AsyncIterator[LoopbackOrchestrator]:
+    """A loopback orchestrator; whatever a worker does wrong fails the test."""
+    async with LoopbackOrchestrator(secret=SECRET) as started:
+        yield started
+        assert started.faults == []
+        assert started.late == []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gateway:
+    """The orchestrator's callers' side."""
+
+    http: aiohttp.ClientSession
+
+    async def text_to_image(self, **request: object) -> tuple[int, Any]:
+        """Asks for images; status and document."""
+        body = {
+            "prompt": "a lighthouse",
+            "model_id": TINY,
+            "width": 128,
+            "height": 64,
+            "num_inference_steps": 2,
+            "safety_check": False,
+            **request,
+        }
+        async with self.http.post("/text-to-image", json=body) as response:
+            return response.status, await response.json()
+
+    async def download(self, url: str) -> bytes:
+        """The bytes behind a result's url."""
+        async with self.http.get(url) as response:
+            assert response.status == 200
+            return await response.read()
+
+
+@pytest.fixture
+async def gateway(orchestrator: LoopbackOrchestrator) -> AsyncIterator[Gateway]:
+    """A gateway's client."""
+    connector = aiohttp.TCPConnector(ssl=False, limit=0)
+    async with aiohttp.ClientSession(orchestrator.url, connector=connector) as http:
+        yield Gateway(http=http)
+
+
+async def capacity_is(orchestrator: LoopbackOrchestrator, expected: dict[str, int]) -> None:
+    """Waits until exactly this is advertised: slots by model."""
+
+    def advertised() -> dict[str, int]:
+        return {
+            model_id: slots.capacity
+            for worker in orchestrator.workers
+            for (_, model_id), slots in worker.slots.items()
+        }
+
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            await orchestrator.wait_for_workers(lambda _: advertised() == expected)
+    except TimeoutError:
+        raise AssertionError(f"{advertised()} is advertised, not {expected}") from None
+
+
+async def job_is_handed_out(orchestrator: LoopbackOrchestrator) -> None:
+    """Waits until a worker has a job."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not any(  # noqa: ASYNC110 - slots are plain numbers, nobody tells when they change
+            slots.in_use for worker in orchestrator.workers for slots in worker.slots.values()
+        ):
+            await asyncio.sleep(0.01)
