@@ -11,12 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from ray import serve
 
-from deployments.app import (
-    DEPLOYMENT,
-    GRACEFUL_SHUTDOWN_TIMEOUT_S,
-    HEALTH_CHECK_PERIOD_S,
-    HEALTH_CHECK_TIMEOUT_S,
-)
+from deployments.app import application
 from deployments.model_args import ModelArgs
 from deployments.schemas.text_to_image import TextToImageRequest
 from deployments.text_to_image import Rendered, TextToImageReplica
@@ -45,13 +40,7 @@ class FixedImageReplica(TextToImageReplica):
 
 def build(args: ModelArgs) -> serve.Application:
     """Returns the application, as `deployments.app.build` does for real models."""
-    deployment = serve.deployment(
-        name=DEPLOYMENT,
-        health_check_period_s=HEALTH_CHECK_PERIOD_S,
-        health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
-        graceful_shutdown_timeout_s=GRACEFUL_SHUTDOWN_TIMEOUT_S,
-    )
-    return deployment(FixedImageReplica).bind(args=args)
+    return application(FixedImageReplica, args)
 
 
 def write_model(models_dir: Path, model_id: str, pixels: NDArray[np.uint8]) -> None:

@@ -25,7 +25,8 @@ from cluster.ai_models import AIModel, ModelKey
 from cluster.capacity import ModelStatus
 from cluster.errors import ConfigError
 from cluster.hardware import GPU, local_gpus
-from cluster.serve_config import DEPLOYMENT, app_name
+from cluster.serve_config import app_name
+from deployments.model_args import DEPLOYMENT
 
 logger = logging.getLogger(__name__)
 

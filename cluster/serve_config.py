@@ -11,9 +11,7 @@ from typing import Any
 import yaml
 
 from cluster.ai_models import AIModel, ModelKey
-
-DEPLOYMENT = "model"
-"""The name of the one deployment of each application (deployments/app.py)."""
+from deployments.model_args import DEPLOYMENT, ModelArgs
 
 
 def app_name(key: ModelKey) -> str:
@@ -54,13 +52,13 @@ def _application(model: AIModel, models_dir: Path, *, gpus: bool) -> dict[str, A
         "name": app_name(model.key),
         "route_prefix": None,
         "import_path": "deployments.app:build",
-        "args": {
-            "pipeline": model.pipeline,
-            "model_id": model.model_id,
-            "models_dir": str(models_dir),
-            "sfast": model.flags.sfast,
-            "deepcache": model.flags.deepcache,
-        },
+        "args": ModelArgs(
+            pipeline=model.pipeline,
+            model_id=model.model_id,
+            models_dir=models_dir,
+            sfast=model.flags.sfast,
+            deepcache=model.flags.deepcache,
+        ).model_dump(mode="json"),
         "deployments": [
             {
                 "name": DEPLOYMENT,

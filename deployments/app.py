@@ -9,12 +9,9 @@ from typing import Any
 
 from ray import serve
 
-from deployments.model_args import ModelArgs
+from deployments.model_args import DEPLOYMENT, ModelArgs
 from deployments.registry import PIPELINES
 from deployments.replica import Replica
-
-DEPLOYMENT = "model"
-"""The name of the one deployment of every application."""
 
 HEALTH_CHECK_PERIOD_S = 1.0
 """A killed replica is noticed in 0.2 s with this, in 7 s with Serve's default of 10."""

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+DEPLOYMENT = "model"
+"""The name of the one deployment of every application; a Serve config sets its replicas by it."""
+
 
 class ModelArgs(BaseModel):
     """One model and how to run it."""

@@ -161,22 +161,26 @@ async def _worker(url: str, models: Path, environment: dict[str, str]) -> AsyncI
 
 
 async def _ready(gateway: aiohttp.ClientSession, worker: _Worker) -> None:
-    """Waits until the orchestrator has a worker with capacity."""
+    """Waits until the orchestrator knows of a slot for every prompt."""
     ended = asyncio.create_task(worker.process.wait())
     try:
         async with asyncio.timeout(READY_TIMEOUT_S):
             while True:
                 async with gateway.get("/status") as response:
                     status = await response.json()
-                if status["capacity"]:
+                if _slots(status["capacity"]) >= len(PROMPTS):
                     return
                 done, _ = await asyncio.wait({ended}, timeout=0.5)
                 if done:
                     raise DemoFailed(f"the worker ended with status {ended.result()}")
     except TimeoutError:
-        raise DemoFailed(f"no capacity within {READY_TIMEOUT_S:.0f} s") from None
+        raise DemoFailed(f"not enough capacity within {READY_TIMEOUT_S:.0f} s") from None
     finally:
         ended.cancel()
+
+
+def _slots(capacity: dict[str, dict[str, dict[str, int]]]) -> int:
+    return sum(model["capacity"] for models in capacity.values() for model in models.values())
 
 
 async def _picture(gateway: aiohttp.ClientSession, prompt: dict[str, Any], output: Path) -> Picture:

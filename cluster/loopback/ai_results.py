@@ -64,14 +64,16 @@ class AIResults:
 def _parse(request: Request, job: Job) -> MediaAnswer | WorkerError:
     if request.body_error is not None:
         raise AnswerFault(str(request.body_error), status=request.body_error.status)
+    answer = parse_answer(
+        content_type=request.header("content-type"), pipeline=job.pipeline, body=request.body
+    )
+    # The header chooses how a result is read; of an error it is not looked at.
     pipeline = request.header("pipeline")
-    if pipeline != job.pipeline:
+    if isinstance(answer, MediaAnswer) and pipeline != job.pipeline:
         raise AnswerFault(
             f"Pipeline header {pipeline!r} on a job of {job.pipeline}: the result would be null"
         )
-    return parse_answer(
-        content_type=request.header("content-type"), pipeline=pipeline, body=request.body
-    )
+    return answer
 
 
 def _task_id(request: Request) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 import pytest
 
 from cluster.loopback import LoopbackOrchestrator
@@ -49,8 +50,18 @@ class Deployed:
     """Models on Serve, deployed as the README says."""
 
     ray_address: str
-    models_dir: Path
-    ai_models: Path
+    home: Path
+    """An operator's home directory, with everything where go-livepeer keeps it."""
+
+    @property
+    def models_dir(self) -> Path:
+        """The Hugging Face cache with the models."""
+        return self.home / ".lpData/models"
+
+    @property
+    def ai_models(self) -> Path:
+        """The aiModels.json that names them."""
+        return self.home / ".lpData/aiModels.json"
 
     def only(self, *model_ids: str) -> str:
         """An aiModels.json with some of the entries."""
@@ -65,7 +76,9 @@ def deployed(
     ray_address: str, tiny_models_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployed]:
     """Two models that work, one that is broken and one that is missing, by `serve run`."""
-    models_dir = tmp_path_factory.mktemp("models")
+    deployed = Deployed(ray_address=ray_address, home=tmp_path_factory.mktemp("home"))
+    models_dir, ai_models = deployed.models_dir, deployed.ai_models
+    models_dir.mkdir(parents=True)
     for model_id in (TINY, SECOND, BROKEN):
         source = tiny_models_dir / f"models--{TINY.replace('/', '--')}"
         target = models_dir / f"models--{model_id.replace('/', '--')}"
@@ -73,7 +86,6 @@ def deployed(
     for config in models_dir.glob(f"models--{BROKEN.replace('/', '--')}/snapshots/*/unet/*.json"):
         config.unlink()
         config.write_text('{"_class_name": ')
-    ai_models = models_dir / "aiModels.json"
     ai_models.write_text(
         json.dumps(
             [
@@ -107,7 +119,7 @@ def deployed(
             stderr=log,
             env={**os.environ, "RAY_AUTH_MODE": "token"},
         )
-    yield Deployed(ray_address=ray_address, models_dir=models_dir, ai_models=ai_models)
+    yield deployed
     assert serve_run.poll() is None, (models_dir / "serve-run.log").read_text()
     # Not by SIGINT, at which `serve run` takes its applications down one by one: the whole
     # cluster ends next.
@@ -183,3 +195,13 @@ async def job_is_handed_out(orchestrator: LoopbackOrchestrator) -> None:
             slots.in_use for worker in orchestrator.workers for slots in worker.slots.values()
         ):
             await asyncio.sleep(0.01)
+
+
+def replica_pids(model_id: str) -> set[int]:
+    """The processes of a model's replicas, by the titles that Ray gives them."""
+    title = f"ray::ServeReplica:{PIPELINE}--{model_id.replace('/', '--')}:"
+    return {
+        process.pid
+        for process in psutil.process_iter(["name"])
+        if process.info["name"].startswith(title)
+    }

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
-LINE_TIMEOUT_S = 90.0
+PATIENCE_S = 90.0
 BIN = Path(sys.executable).parent
 
 
@@ -21,6 +21,7 @@ class Program:
         self.process = process
         self.lines: list[str] = []
         self._news = asyncio.Condition()
+        self._ended = False
 
     @property
     def pid(self) -> int:
@@ -38,10 +39,10 @@ class Program:
                 self.lines.append(line.decode(errors="replace").rstrip())
                 self._news.notify_all()
         async with self._news:
-            self.lines.append("<the end>")
+            self._ended = True
             self._news.notify_all()
 
-    async def says(self, pattern: str, *, times: int = 1) -> str:
+    async def says(self, pattern: str, *, timeout_s: float = PATIENCE_S) -> str:
         """Waits for a line that matches; fails when the program ends without it."""
 
         def found() -> list[str]:
@@ -49,18 +50,16 @@ class Program:
 
         async with self._news:
             try:
-                async with asyncio.timeout(LINE_TIMEOUT_S):
-                    await self._news.wait_for(
-                        lambda: len(found()) >= times or "<the end>" in self.lines
-                    )
+                async with asyncio.timeout(timeout_s):
+                    await self._news.wait_for(lambda: found() or self._ended)
             except TimeoutError:
                 raise AssertionError(f"never said {pattern!r}:\n{self.output}") from None
-        assert len(found()) >= times, f"ended without saying {pattern!r}:\n{self.output}"
-        return found()[times - 1]
+        assert found(), f"ended without saying {pattern!r}:\n{self.output}"
+        return found()[0]
 
     async def ends(self) -> int:
         """Waits for its end; the exit status."""
-        async with asyncio.timeout(LINE_TIMEOUT_S):
+        async with asyncio.timeout(PATIENCE_S):
             return await self.process.wait()
 
     def signal(self, number: int) -> None:
@@ -96,9 +95,7 @@ async def program(
         await reading
 
 
-def livepeer_ray(
-    *arguments: str, secret: str = ""
-) -> AbstractAsyncContextManager[Program]:
+def livepeer_ray(*arguments: str, secret: str = "") -> AbstractAsyncContextManager[Program]:
     """`livepeer-ray ...`, with the secret where a careful operator puts it."""
     environment = {"LIVEPEER_RAY_ORCH_SECRET": secret} if secret else {}
     return program("livepeer-ray", *arguments, environment=environment)

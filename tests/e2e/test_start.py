@@ -6,7 +6,7 @@ import signal
 import psutil
 
 from cluster.loopback import LoopbackOrchestrator
-from tests.e2e.conftest import SECOND, SECRET, TINY, Deployed, Gateway, capacity_is
+from tests.e2e.conftest import SECOND, SECRET, TINY, Deployed, Gateway, capacity_is, replica_pids
 from tests.e2e.programs import Program, livepeer_ray
 
 
@@ -30,11 +30,12 @@ def bridge_of(start: Program) -> psutil.Process:
 async def test_the_bridge_is_restarted_and_the_models_are_left_alone(
     orchestrator: LoopbackOrchestrator, gateway: Gateway, deployed: Deployed
 ) -> None:
-    replicas = replica_pids()
     flags = start_flags(orchestrator, deployed)
     async with livepeer_ray("start", *flags, secret=SECRET) as start:
         await capacity_is(orchestrator, {TINY: 2, SECOND: 1})
         assert (await gateway.text_to_image())[0] == 200
+        replicas = replica_pids(TINY) | replica_pids(SECOND)
+        assert len(replicas) == 3
 
         bridge = bridge_of(start)
         command_lines = [psutil.Process(start.pid).cmdline(), bridge.cmdline()]
@@ -50,10 +51,9 @@ async def test_the_bridge_is_restarted_and_the_models_are_left_alone(
         assert again.pid != bridge.pid
         start.signal(signal.SIGTERM)
         assert await start.ends() == 0
+        assert replica_pids(TINY) | replica_pids(SECOND) == replicas
         assert not again.is_running()
         assert SECRET not in start.output
-    if replicas:
-        assert replicas <= replica_pids(), "an unchanged config restarts no replica"
 
 
 async def test_the_bridge_ends_when_its_supervisor_is_killed(
@@ -68,6 +68,18 @@ async def test_the_bridge_ends_when_its_supervisor_is_killed(
         assert psutil.wait_procs([bridge], timeout=60)[0] == [bridge]
 
 
+async def test_deploying_again_leaves_the_replicas_alone(
+    orchestrator: LoopbackOrchestrator, deployed: Deployed
+) -> None:
+    flags = start_flags(orchestrator, deployed)
+    async with livepeer_ray("start", *flags, secret=SECRET):
+        await capacity_is(orchestrator, {TINY: 2, SECOND: 1})
+        replicas = replica_pids(TINY) | replica_pids(SECOND)
+    async with livepeer_ray("start", *flags, secret=SECRET):
+        await capacity_is(orchestrator, {TINY: 2, SECOND: 1})
+        assert replica_pids(TINY) | replica_pids(SECOND) == replicas
+
+
 async def test_a_wrong_secret_ends_the_supervisor_too(
     orchestrator: LoopbackOrchestrator, deployed: Deployed
 ) -> None:
@@ -75,13 +87,3 @@ async def test_a_wrong_secret_ends_the_supervisor_too(
     async with livepeer_ray("start", *flags, secret="not the secret") as start:
         await start.says("does not accept the secret")
         assert await start.ends() == 3
-
-
-def replica_pids() -> set[int]:
-    """The replicas of the good models that run now."""
-    return {
-        process.pid
-        for process in psutil.process_iter(["cmdline"])
-        if "ServeReplica" in (title := " ".join(process.info["cmdline"] or ()))
-        and ("tiny-sd:" in title or "tiny-sd-second" in title)
-    }

@@ -19,7 +19,7 @@ from cluster.errors import (
 )
 from cluster.loopback import LoopbackOrchestrator
 from cluster.loopback.certificate import make_certificate
-from cluster.loopback.registration import STOPPING
+from cluster.loopback.grpc_framing import UNAVAILABLE, Status
 from cluster.protocol import lp_rpc_pb2 as pb
 from tests.cluster.bridge.conftest import (
     SECRET,
@@ -147,12 +147,12 @@ async def test_hostile_streams_do_not_end_the_bridge(
 ) -> None:
     async with running(address(orchestrator), capacity(a=1)) as bridge:
         await registered(orchestrator)
-        orchestrator.workers[0].end_stream(STOPPING)
+        orchestrator.workers[0].end_stream(Status(UNAVAILABLE, "a bad moment"))
         await registered(orchestrator, 0)
         await registered(orchestrator, 1)
         assert (await ask())[0] == 200
         assert not bridge.task.done()
-    assert "UNAVAILABLE the orchestrator is stopping; trying again" in caplog.text
+    assert "UNAVAILABLE a bad moment; trying again" in caplog.text
 
 
 def test_the_backoff_grows_to_its_cap() -> None:
