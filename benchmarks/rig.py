@@ -28,6 +28,7 @@ from cluster.ai_models import AIModel, ModelKey, RayOptions
 from cluster.backends.ray_serve import RayBackend
 from cluster.bridge.address import Address
 from cluster.bridge.bridge import Bridge, JobRecord
+from cluster.bridge.inputs import Inputs
 from cluster.bridge.job import Job
 from cluster.bridge.registration import WorkerRegistration
 from cluster.bridge.results import Answer, Delivery
@@ -155,12 +156,13 @@ async def running_rig(pixels: NDArray[np.uint8]) -> AsyncIterator[Rig]:
     secret = secrets.token_hex(16)
     finished: asyncio.Queue[tuple[JobRecord, Timing]] = asyncio.Queue()
     delivery = _TimedDelivery(secret=SecretStr(secret))
-    async with _orchestrator(secret) as url, delivery:
+    async with _orchestrator(secret) as url, Inputs() as inputs, delivery:
         bridge = Bridge(
             backends={
                 OURS: RayBackend(),
                 REFERENCE: ReferenceBackend(pixels=pixels, threads=SLOTS),
             },
+            inputs=inputs,
             delivery=delivery,
             deadline_s=DEADLINE_S,
             grace_s=GRACE_S,

@@ -18,7 +18,7 @@ from PIL import Image
 try:
     from isal import isal_zlib
 except ImportError:  # no wheel for this processor: Pillow stands in
-    isal_zlib = None
+    isal_zlib = None  # type: ignore[assignment]
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 COLOR_TYPES = {3: 2, 4: 6}

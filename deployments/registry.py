@@ -20,6 +20,10 @@ class Pipeline:
     request: type[Request]
     replica: str
     """`module:class` of the replica, a `deployments.replica.Replica`."""
+    file: str = ""
+    """The request's field that holds the input file's bytes; empty for pipelines without one."""
+    model_field: str = "model_id"
+    """The request's field that names the model; `model` for llm."""
 
 
 _ALL = (

@@ -12,13 +12,14 @@ Order of the end, and why:
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from cluster.ai_models import ModelKey
 from cluster.backends import Backend
 from cluster.bridge.admission import Admission
+from cluster.bridge.inputs import Inputs
 from cluster.bridge.job import Job, Work, read_work
 from cluster.bridge.results import Answer, Delivery, failure, success
 from cluster.capacity import Capacity
@@ -82,6 +83,7 @@ class Bridge:
         self,
         *,
         backends: Mapping[ModelKey, Backend],
+        inputs: Inputs,
         delivery: Delivery,
         deadline_s: float,
         grace_s: float,
@@ -91,12 +93,14 @@ class Bridge:
 
         Args:
             backends: who runs the jobs of each model.
+            inputs: an open one, for the files that jobs work on.
             delivery: an open one, for the answers.
             deadline_s: for every job, from its arrival to its result.
             grace_s: for running jobs at the end.
             on_finished: called once a job, when all is said.
         """
         self._backends = backends
+        self._inputs = inputs
         self._delivery = delivery
         self._deadline_s = deadline_s
         self._grace_s = grace_s
@@ -170,7 +174,7 @@ class Bridge:
             work = read_work(job, self._backends)
             record.model_id = work.key.model_id
             with self._admission.slot(work.key):
-                completed = await self._run(work, job)
+                completed = await self._in_time(self._run(work, job), job)
             record.replica, record.compute_s = completed.replica, completed.compute_s
             return success(completed.result)
         except JobError as error:
@@ -184,7 +188,14 @@ class Bridge:
             return failure(failed, job.pipeline)
 
     async def _run(self, work: Work, job: Job) -> Completed[Result]:
-        running = asyncio.create_task(self._backends[work.key].run(work.key, work.request))
+        file = await self._inputs.fetch(job, work.input_url) if work.input_url else None
+        return await self._backends[work.key].run(work.key, work.request(file))
+
+    async def _in_time(
+        self, work: Coroutine[Any, Any, Completed[Result]], job: Job
+    ) -> Completed[Result]:
+        """Does the work within the job's deadline; cancels it, and waits for its end, if not."""
+        running = asyncio.create_task(work)
         self._running.add(running)
         try:
             left_s = job.received_at + self._deadline_s - asyncio.get_running_loop().time()

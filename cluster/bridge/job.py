@@ -12,7 +12,7 @@ from cluster.ai_models import ModelKey
 from cluster.bridge.peer import Peer
 from cluster.errors import BadRequest, InsufficientCapacity, JobRejected
 from cluster.protocol.lp_rpc_pb2 import NotifyAIJob
-from deployments.registry import PIPELINES
+from deployments.registry import PIPELINES, Pipeline
 from deployments.schemas.base import Request
 
 
@@ -48,58 +48,84 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What a job asks for: a validated request to one of our models."""
+    """What a job asks for: which of our models, and with what parameters."""
 
     key: ModelKey
-    request: Request
+    pipeline: Pipeline
+    parameters: Mapping[str, Any]
+    """Not validated yet."""
+    input_url: str = ""
+    """Where the file is that the pipeline works on; empty for those without one."""
+
+    def request(self, file: bytes | None = None) -> Request:
+        """Validates the parameters.
+
+        Args:
+            file: what was at `input_url`.
+
+        Raises:
+            JobRejected: with every parameter that is wrong, and why.
+        """
+        parameters = dict(self.parameters)
+        if self.pipeline.file:
+            parameters[self.pipeline.file] = file
+        try:
+            return self.pipeline.request.parse(parameters)
+        except BadRequest as error:
+            raise JobRejected(str(error)) from None
 
 
 def read_work(job: Job, served: Mapping[ModelKey, object]) -> Work:
-    """Reads and validates a job.
+    """Reads what a job asks for.
 
     Args:
         job: as it came.
         served: the configured models, by key.
 
     Raises:
-        JobRejected: malformed, or its parameters are wrong; the text says which.
+        JobRejected: malformed; the text says how.
         InsufficientCapacity: a pipeline or model that is not ours; somebody else may have it.
     """
     pipeline = PIPELINES.get(job.pipeline)
     if pipeline is None:
         raise InsufficientCapacity(f"this worker does not serve the pipeline {job.pipeline!r}")
-    payload = _payload(job.data)
-    key = _model(job.pipeline, payload, served)
-    try:
-        return Work(key=key, request=pipeline.request.parse(payload))
-    except BadRequest as error:
-        raise JobRejected(str(error)) from None
+    envelope = _envelope(job.data)
+    parameters, input_url = envelope["request"], envelope.get("input_url") or ""
+    if pipeline.file and not (isinstance(input_url, str) and input_url):
+        raise JobRejected(f"input_url: must be given, the {pipeline.file} is there")
+    key = _model(pipeline, parameters, served)
+    return Work(
+        key=key,
+        pipeline=pipeline,
+        parameters=parameters,
+        input_url=input_url if pipeline.file else "",
+    )
 
 
-def _payload(data: bytes) -> dict[str, Any]:
+def _envelope(data: bytes) -> dict[str, Any]:
     try:
         envelope = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise JobRejected(f"the job is not JSON: {error}") from None
     if not isinstance(envelope, dict) or not isinstance(envelope.get("request"), dict):
         raise JobRejected("the job is not an object with a `request` object in it")
-    payload: dict[str, Any] = envelope["request"]
-    return payload
+    return envelope
 
 
 def _model(
-    pipeline: str, payload: Mapping[str, Any], served: Mapping[ModelKey, object]
+    pipeline: Pipeline, parameters: Mapping[str, Any], served: Mapping[ModelKey, object]
 ) -> ModelKey:
     """The model that the job names; without a name, the only one that the pipeline has."""
-    model_id = payload.get("model_id")
+    field = pipeline.model_field
+    model_id = parameters.get(field)
     if model_id is not None and not isinstance(model_id, str):
-        raise JobRejected("model_id: must be a string")
-    ours = [key for key in served if key.pipeline == pipeline]
+        raise JobRejected(f"{field}: must be a string")
+    ours = [key for key in served if key.pipeline == pipeline.name]
     if not model_id:
         if len(ours) == 1:
             return ours[0]
-        raise JobRejected(f"model_id: must be given; this worker serves {len(ours)} models")
-    key = ModelKey(pipeline, model_id)
+        raise JobRejected(f"{field}: must be given; this worker serves {len(ours)} models")
+    key = ModelKey(pipeline.name, model_id)
     if key not in served:
         raise InsufficientCapacity(f"this worker does not serve {key}")
     return key

@@ -16,6 +16,7 @@ from cluster.ai_models import AIModel, load_ai_models
 from cluster.backends.ray_serve import RayBackend
 from cluster.bridge.bridge import Bridge
 from cluster.bridge.capabilities import hardware
+from cluster.bridge.inputs import Inputs
 from cluster.bridge.registration import WorkerRegistration
 from cluster.bridge.results import Delivery
 from cluster.capacity import CapacityWatch
@@ -58,9 +59,10 @@ def run(settings: BridgeSettings, *, log_json: bool, supervised: bool = False) -
 async def _run(settings: BridgeSettings, models: tuple[AIModel, ...], *, supervised: bool) -> None:
     stop = _stop_event(supervised=supervised)
     backend = RayBackend()
-    async with Delivery(secret=settings.orch_secret) as delivery:
+    async with Inputs() as inputs, Delivery(secret=settings.orch_secret) as delivery:
         bridge = Bridge(
             backends={model.key: backend for model in models},
+            inputs=inputs,
             delivery=delivery,
             deadline_s=settings.deadline_s,
             grace_s=settings.grace_s,

@@ -18,7 +18,7 @@ from deployments.loading import (
     model_errors,
 )
 from deployments.text_to_image import TextToImageReplica
-from deployments.tiny_models import write_repository
+from deployments.tiny_models.repository import write_repository
 from tests.deployments.conftest import TINY_SD, args
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -13,7 +13,7 @@ from deployments import loras as loras_module
 from deployments.errors import BadRequest
 from deployments.loading import find_snapshot, load_pipeline
 from deployments.loras import USUAL_FILE, parse_loras
-from deployments.tiny_models import write_repository
+from deployments.tiny_models.repository import write_repository
 from tests.deployments.conftest import TINY_SD, ObservedReplica, request
 
 

@@ -12,7 +12,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 from deployments.errors import ModelBroken
 from deployments.safety import CHECKER_ID, SafetyChecker
 from deployments.text_to_image import TextToImageReplica
-from deployments.tiny_models import write_repository
+from deployments.tiny_models.repository import write_repository
 from tests.deployments.conftest import args, pixels, request
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 40, 56, 3), dtype=np.uint8)

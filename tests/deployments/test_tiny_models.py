@@ -10,7 +10,8 @@ import pytest
 
 from deployments.errors import LivepeerRayError
 from deployments.registry import PIPELINES
-from deployments.tiny_models import main, write_tiny_models
+from deployments.tiny_models import write_tiny_models
+from deployments.tiny_models.__main__ import main
 from tests.deployments.conftest import TINY_SD
 
 

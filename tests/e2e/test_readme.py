@@ -15,7 +15,9 @@ from tests.e2e.conftest import SECOND, SECRET, TINY, Deployed, Gateway, capacity
 from tests.e2e.programs import BIN, Program, program
 
 ROOT = Path(__file__).parents[2]
-BLOCKS = re.findall(r"^```bash\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+BLOCKS: list[str] = re.findall(
+    r"^```bash\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S
+)
 
 
 def block(command: str) -> str:

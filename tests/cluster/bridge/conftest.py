@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from cluster.ai_models import ModelKey
 from cluster.bridge.address import Address
 from cluster.bridge.bridge import Bridge, JobRecord
+from cluster.bridge.inputs import Inputs
 from cluster.bridge.registration import WorkerRegistration
 from cluster.bridge.results import Delivery
 from cluster.capacity import Capacity, ModelCapacity
@@ -107,9 +108,10 @@ async def running(
         while True:
             yield await capacities.get()
 
-    async with Delivery(secret=SecretStr(secret)) as delivery:
+    async with Inputs() as inputs, Delivery(secret=SecretStr(secret)) as delivery:
         bridge = Bridge(
             backends={A: backend, B: backend},
+            inputs=inputs,
             delivery=delivery,
             deadline_s=deadline_s,
             grace_s=grace_s,

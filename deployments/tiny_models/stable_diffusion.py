@@ -1,0 +1,98 @@
+"""Tiny diffusion models in the shape of Stable Diffusion."""
+
+from pathlib import Path
+from typing import Any
+
+
+def _clip_tokenizer() -> Any:
+    """Returns a CLIP tokenizer of single bytes: 256, the same at a word's end, start and end."""
+    from transformers import CLIPTokenizer
+
+    # CLIP's printable stand-ins for bytes: latin-1's own, then code points from 256 on.
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = range(256, 256 + 256 - len(printable))
+    letters = [chr(code) for code in (*printable, *others)]
+    tokens = [
+        *letters,
+        *(f"{letter}</w>" for letter in letters),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
+
+
+def _clip_text_encoder(tokenizer: Any) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=37,
+        projection_dim=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        hidden_act="gelu",
+    )
+    return CLIPTextModel(config).eval()
+
+
+def _vae() -> Any:
+    """Returns a decoder that shrinks by 8, as Stable Diffusion's."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8,) * 4,
+        layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=32,
+    ).eval()
+
+
+def _unet() -> Any:
+    """Returns Stable Diffusion's UNet with attention at the two middle resolutions only.
+
+    At the full one, attention over 4096 latents of a 512x512 image is 90 % of a CPU's work.
+    """
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        block_out_channels=(8, 16, 16, 16),
+        layers_per_block=1,
+        sample_size=64,
+        norm_num_groups=4,
+        cross_attention_dim=32,
+        attention_head_dim=2,
+        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * 2, "DownBlock2D"),
+        up_block_types=("UpBlock2D", *("CrossAttnUpBlock2D",) * 2, "UpBlock2D"),
+    ).eval()
+
+
+def save_stable_diffusion(directory: Path) -> None:
+    """Saves the shape of Stable Diffusion 1.5 in about 1 MB."""
+    from diffusers import PNDMScheduler, StableDiffusionPipeline
+
+    tokenizer = _clip_tokenizer()
+    StableDiffusionPipeline(
+        vae=_vae(),
+        text_encoder=_clip_text_encoder(tokenizer),
+        tokenizer=tokenizer,
+        unet=_unet(),
+        scheduler=PNDMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            skip_prk_steps=True,
+            steps_offset=1,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(directory)

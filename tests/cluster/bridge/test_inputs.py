@@ -1,0 +1,106 @@
+"""Input files: bounded, from where they may come, and their failures named."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+
+from cluster.bridge.address import Address
+from cluster.bridge.inputs import Inputs
+from cluster.bridge.job import Job
+from cluster.bridge.peer import Peer, identify
+from cluster.errors import JobFailed, JobRejected
+from cluster.loopback.certificate import make_certificate
+
+DATA = bytes(range(256)) * 400
+
+
+@asynccontextmanager
+async def store(tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
+    """A store with a file, one that never ends, one that is not there, and a redirect."""
+
+    async def file(_: web.Request) -> web.Response:
+        return web.Response(body=DATA)
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(DATA)
+
+    async def elsewhere(_: web.Request) -> web.Response:
+        raise web.HTTPFound("/file")
+
+    app = web.Application()
+    app.router.add_get("/file", file)
+    app.router.add_get("/endless", endless)
+    app.router.add_get("/elsewhere", elsewhere)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
+    port = runner.addresses[0][1]
+    try:
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{port}"
+    finally:
+        await runner.cleanup()
+
+
+def job(peer: Peer) -> Job:
+    now = asyncio.get_running_loop().time()
+    return Job(task_id=1, pipeline="upscale", data=b"", peer=peer, received_at=now)
+
+
+ELSEWHERE = Peer(address=Address("orchestrator.example", 8935))
+
+
+async def test_a_file_from_any_store() -> None:
+    async with store() as url, Inputs() as inputs:
+        assert await inputs.fetch(job(ELSEWHERE), f"{url}/file") == DATA
+
+
+async def test_the_orchestrators_own_certificate_is_trusted_for_its_own_files() -> None:
+    async with store(make_certificate("127.0.0.1").tls) as url, Inputs() as inputs:
+        peer = await identify(Address.parse(url))
+        assert await inputs.fetch(job(peer), f"{url}/file") == DATA
+
+
+async def test_nobody_elses_self_signed_certificate_is() -> None:
+    async with (
+        store(make_certificate("127.0.0.1").tls) as url,
+        store(make_certificate("127.0.0.1").tls) as other,
+        Inputs() as inputs,
+    ):
+        peer = await identify(Address.parse(url))
+        with pytest.raises(JobFailed, match="ClientConnectorCertificateError"):
+            await inputs.fetch(job(peer), f"{other}/file")
+
+
+async def test_a_file_without_an_end_is_cut_off() -> None:
+    async with store() as url, Inputs(max_bytes=1_000_000) as inputs:
+        with pytest.raises(JobRejected, match="larger than 1000000 bytes"):
+            await inputs.fetch(job(ELSEWHERE), f"{url}/endless")
+
+
+@pytest.mark.parametrize(("path", "status"), [("nothing", 404), ("elsewhere", 302)])
+async def test_what_is_not_a_file_is_named(path: str, status: int) -> None:
+    async with store() as url, Inputs() as inputs:
+        with pytest.raises(JobFailed, match=f"answered {status}"):
+            await inputs.fetch(job(ELSEWHERE), f"{url}/{path}")
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/file", "", "file"])
+async def test_other_schemes_are_refused(url: str) -> None:
+    async with Inputs() as inputs:
+        with pytest.raises(JobRejected, match="want an http or https url"):
+            await inputs.fetch(job(ELSEWHERE), url)
+
+
+async def test_a_store_that_is_down() -> None:
+    async with store() as url:
+        pass
+    async with Inputs() as inputs:
+        with pytest.raises(JobFailed, match="could not be fetched: ClientConnectorError"):
+            await inputs.fetch(job(ELSEWHERE), f"{url}/file")
