@@ -53,7 +53,7 @@ ROUNDS = 5
 JOBS_PER_BLOCK = {1: 12, SLOTS: 16}
 """By concurrency; in every round one block of each path."""
 
-WARM_UP_JOBS = 2 * SLOTS
+WARM_UP_JOBS = SLOTS
 
 EXIT_TOO_SLOW, EXIT_FAILED = 1, 2
 

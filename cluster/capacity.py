@@ -13,6 +13,9 @@ REBUILD_S = 5.0
 """How long an application may look empty before we believe it. While Serve rebuilds one, its
 deployments are missing from the status for up to 2.7 s (measured, Ray 2.60)."""
 
+SILENCE_S = 60.0
+"""How long Serve may say nothing before its models count as gone. Replicas outlive their
+controller, and Ray restarts it within seconds."""
 
 FAILED = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
 
@@ -66,20 +69,24 @@ class Capacity:
         return ", ".join(parts) or "nothing"
 
 
-def capacity_of(models: Sequence[AIModel], running: Mapping[ModelKey, int]) -> Capacity:
+def capacity_of(models: Sequence[AIModel], status: Mapping[ModelKey, ModelStatus]) -> Capacity:
     """Adds up replicas into slots.
 
-    A cold model has its wanted replicas' slots before it has a replica: the first job starts
-    one. A warm model without a RUNNING replica has none.
+    A cold model has its wanted replicas' slots before it has a replica, for the first job
+    starts one; not when it is not deployed or has failed. A warm model without a RUNNING
+    replica has none.
 
     Args:
         models: the configured models.
-        running: RUNNING replicas per model.
+        status: those that Serve knows.
     """
     capacities: dict[ModelKey, ModelCapacity] = {}
     for model in models:
-        replicas = running.get(model.key, 0)
-        if not model.warm:
+        seen = status.get(model.key)
+        if seen is None:
+            continue
+        replicas = seen.running
+        if not model.warm and not seen.failed:
             replicas = max(replicas, model.capacity)
         if slots := replicas * model.ray.max_ongoing_requests:
             capacities[model.key] = ModelCapacity(slots=slots, warm=model.warm)
@@ -106,7 +113,8 @@ class CapacityWatch:
         self._models = models
         self._read_status = read_status
         self._interval_s = interval_s
-        self._running: dict[ModelKey, int] = {}
+        self._status: dict[ModelKey, ModelStatus] = {}
+        self._silent_since: float | None = None
         self._rebuilding_since: dict[ModelKey, float] = {}
         self._said: dict[ModelKey, str] = {}
 
@@ -121,24 +129,44 @@ class CapacityWatch:
             await asyncio.sleep(self._interval_s)
 
     async def _look(self) -> Capacity:
+        now = asyncio.get_running_loop().time()
         try:
             status = await asyncio.to_thread(self._read_status)
-        except Exception as error:  # noqa: BLE001 - the controller may be restarting: keep what we know
-            logger.warning("cannot read Serve's status, keeping the last: %s", error)
-            return capacity_of(self._models, self._running)
-        now = asyncio.get_running_loop().time()
-        for model in self._models:
-            key = model.key
-            seen = status.get(key, ModelStatus(state="NOT_DEPLOYED"))
-            if seen.rebuilding:
-                since = self._rebuilding_since.setdefault(key, now)
-                if now - since < REBUILD_S:
-                    continue
-            else:
-                self._rebuilding_since.pop(key, None)
-            self._running[key] = seen.running
-            self._say(key, seen)
-        return capacity_of(self._models, self._running)
+        except Exception as error:  # noqa: BLE001 - whatever Ray raises while it restarts
+            self._silence(error, now)
+        else:
+            if self._silent_since is not None:
+                logger.info("Serve answers again")
+            self._silent_since = None
+            for model in self._models:
+                self._see(model.key, status.get(model.key), now)
+        return capacity_of(self._models, self._status)
+
+    def _silence(self, error: Exception, now: float) -> None:
+        """Serve does not answer: its replicas go on, so for a while we believe what we know."""
+        if self._silent_since is None:
+            self._silent_since = now
+            logger.warning(
+                "Serve does not answer (%s); going on with what it said last",
+                type(error).__name__,
+            )
+        if self._status and now - self._silent_since > SILENCE_S:
+            logger.error("Serve does not answer for %.0f s: no capacity", now - self._silent_since)
+            self._status.clear()
+
+    def _see(self, key: ModelKey, seen: ModelStatus | None, now: float) -> None:
+        if seen is None:
+            self._status.pop(key, None)
+            self._say(key, ModelStatus(state="not deployed"))
+            return
+        if seen.rebuilding:
+            since = self._rebuilding_since.setdefault(key, now)
+            if now - since < REBUILD_S:
+                return
+        else:
+            self._rebuilding_since.pop(key, None)
+        self._status[key] = seen
+        self._say(key, seen)
 
     def _say(self, key: ModelKey, seen: ModelStatus) -> None:
         """Logs a model's state when it changes; its message names what is broken."""

@@ -5,8 +5,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cluster.errors import ConfigError
+from cluster.errors import ClusterUnreachable, ConfigError
 from cluster.settings import (
+    EXIT_CONFIG,
+    EXIT_NO_CLUSTER,
     add_bridge_flags,
     add_cluster_flags,
     add_flag,
@@ -16,9 +18,6 @@ from cluster.settings import (
     device,
     models_dir,
 )
-
-EXIT_CONFIG = 2
-"""Something that the operator has to change: flags, environment, aiModels.json."""
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -32,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"livepeer-ray: {error}", file=sys.stderr)
         return EXIT_CONFIG
+    except ClusterUnreachable as error:
+        print(f"livepeer-ray: {error}", file=sys.stderr)
+        return EXIT_NO_CLUSTER
     except KeyboardInterrupt:
         return 130
 

@@ -7,6 +7,7 @@ which ends with its stdin: so nothing outlives the supervisor, however that one 
 
 import argparse
 import json
+import logging
 import os
 import signal
 import sys
@@ -16,11 +17,20 @@ import ray
 
 from cluster import logs, serve_client
 from cluster.ai_models import load_ai_models
-from cluster.errors import ConfigError
+from cluster.errors import ClusterUnreachable, ConfigError
 from cluster.serve_config import on_ray, serve_config
-from cluster.settings import add_cluster_flags, add_models_flags, device, models_dir
+from cluster.settings import (
+    EXIT_CONFIG,
+    EXIT_NO_CLUSTER,
+    Device,
+    add_cluster_flags,
+    add_models_flags,
+    device,
+    models_dir,
+)
+from cluster.supervised import when_the_supervisor_ends
 
-EXIT_CONFIG = 2
+logger = logging.getLogger("cluster.deployer")
 
 
 def main() -> int:
@@ -33,18 +43,22 @@ def main() -> int:
     arguments = parser.parse_args()
     logs.configure(as_json=arguments.log_json)
     try:
+        served = on_ray(load_ai_models(arguments.ai_models).models)
+        wanted, directory = device(arguments.device), models_dir(arguments.ai_models_dir)
         local = _join(arguments.ray_address)
     except ConfigError as error:
-        print(f"livepeer-ray: {error}", file=sys.stderr)
+        logger.error("%s", error)  # noqa: TRY400 - a setting is wrong, not the program
         return EXIT_CONFIG
-    served = on_ray(load_ai_models(arguments.ai_models).models)
-    serve_client.deploy(
-        serve_config(
-            served,
-            models_dir=models_dir(arguments.ai_models_dir),
-            gpus=device(arguments.device).gpus(serve_client.cluster_gpus()),
+    except ClusterUnreachable as error:
+        logger.error("%s", error)  # noqa: TRY400 - as above
+        return EXIT_NO_CLUSTER
+    gpus = wanted.gpus(serve_client.cluster_gpus())
+    if not gpus and wanted is Device.AUTO:
+        logger.warning(
+            "the cluster has no GPU, so models run on its CPUs; where GPU machines join later, "
+            "say --device gpu"
         )
-    )
+    serve_client.deploy(serve_config(served, models_dir=directory, gpus=gpus))
     address = ray.get_runtime_context().gcs_address
     print(json.dumps({"ray_address": address, "local": local}), flush=True)
     if local:
@@ -57,12 +71,12 @@ def _join(address: str) -> bool:
     """Connects to the cluster or starts a local one; returns whether it is a local one.
 
     Raises:
-        ConfigError: there is no cluster at an address that was given.
+        ClusterUnreachable: there is no cluster at an address that was given.
     """
     if address != "local":
         try:
             serve_client.connect(address)
-        except ConfigError:
+        except ClusterUnreachable:
             if address != "auto":
                 raise
         else:
@@ -75,12 +89,7 @@ def _until_the_supervisor_ends() -> None:
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-
-    def wait_for_the_end_of_stdin() -> None:
-        sys.stdin.read()
-        ended.set()
-
-    threading.Thread(target=wait_for_the_end_of_stdin, daemon=True).start()
+    when_the_supervisor_ends(ended.set)
     ended.wait()
 
 

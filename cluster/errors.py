@@ -14,6 +14,7 @@
     │       └── DeadlinePassed              504
     ├── ConfigError                       the operator has to change something; exit status 2
     │   └── AIModelsError                   .problems
+    ├── ClusterUnreachable                no Ray cluster; exit status 4, worth another try
     └── RegistrationError                 this attempt to register failed; retried unless fatal
         ├── OrchestratorUnreachable
         ├── OrchestratorRefused             the stream was ended without a word
@@ -40,6 +41,7 @@ from deployments.errors import (
 __all__ = [
     "AIModelsError",
     "BadRequest",
+    "ClusterUnreachable",
     "ConfigError",
     "DeadlinePassed",
     "FingerprintMismatch",
@@ -60,6 +62,10 @@ __all__ = [
 ]
 
 
+MAX_REASON_CHARS = 1_000
+"""What is longer quotes the request, which its sender knows."""
+
+
 class JobError(LivepeerRayError):
     """A job that is answered with an error."""
 
@@ -68,7 +74,7 @@ class JobError(LivepeerRayError):
 
     def network_text(self, pipeline: str) -> str:
         """Returns the words for the orchestrator, one line."""
-        why = " ".join(str(self).split())
+        why = " ".join(str(self).split())[:MAX_REASON_CHARS]
         return self._text.format(pipeline=pipeline, why=why)
 
 
@@ -110,6 +116,10 @@ class AIModelsError(ConfigError):
         """Takes the problems, each naming file, entry and field."""
         super().__init__("\n".join(problems))
         self.problems = tuple(problems)
+
+
+class ClusterUnreachable(LivepeerRayError):
+    """There is no Ray cluster, or it does not let us in. It may be restarting."""
 
 
 class RegistrationError(LivepeerRayError):

@@ -27,7 +27,7 @@ def configure(*, as_json: bool) -> None:
     handler.setFormatter(
         _JSONFormatter()
         if as_json
-        else logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+        else logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S")
     )
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("cluster").setLevel(logging.INFO)

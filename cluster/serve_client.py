@@ -6,6 +6,7 @@ may be off or dead while the cluster works. Ray is pinned for it.
 """
 
 import logging
+import os
 import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,13 +18,13 @@ from ray._private.authentication.authentication_token_setup import (
 from ray.exceptions import RayError
 from ray.serve._private.api import serve_start
 from ray.serve.config import gRPCOptions
-from ray.serve.context import _get_global_client
+from ray.serve.context import _disconnect, _get_global_client
 from ray.serve.schema import ServeDeploySchema
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.ai_models import AIModel, ModelKey
 from cluster.capacity import ModelStatus
-from cluster.errors import ConfigError
+from cluster.errors import ClusterUnreachable
 from cluster.hardware import GPU, local_gpus
 from cluster.serve_config import app_name
 from deployments.model_args import DEPLOYMENT
@@ -33,8 +34,11 @@ logger = logging.getLogger(__name__)
 LISTENING_TIMEOUT_S = 5.0
 """For the cluster's GCS to accept a connection."""
 
-NODE_TIMEOUT_S = 10.0
-"""For a node to report its GPUs."""
+CONTROLLER_TIMEOUT_S = 10.0
+"""For Serve's controller to tell its state, which takes milliseconds."""
+
+NODES_TIMEOUT_S = 5.0
+"""For all nodes to report their GPUs."""
 
 
 def connect(address: str) -> None:
@@ -44,7 +48,7 @@ def connect(address: str) -> None:
         address: `auto` for the one on this machine, or `HOST:PORT` of its GCS.
 
     Raises:
-        ConfigError: there is none.
+        ClusterUnreachable: there is none, or it does not let us in.
     """
     if address != "auto":
         _check_that_somebody_listens(address)
@@ -59,7 +63,7 @@ def connect(address: str) -> None:
             logging_level=logging.WARNING,
             configure_logging=False,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise _no_cluster(address, error) from error
 
 
@@ -67,7 +71,7 @@ def _check_that_somebody_listens(address: str) -> None:
     """Ray itself needs two minutes to say that nobody does.
 
     Raises:
-        ConfigError: nobody does, or it is no address.
+        ClusterUnreachable: nobody does, or it is no address.
     """
     host, _, port = address.rpartition(":")
     try:
@@ -76,8 +80,8 @@ def _check_that_somebody_listens(address: str) -> None:
         raise _no_cluster(address, error) from error
 
 
-def _no_cluster(address: str, error: Exception) -> ConfigError:
-    return ConfigError(
+def _no_cluster(address: str, error: Exception) -> ClusterUnreachable:
+    return ClusterUnreachable(
         f"no Ray cluster at {address!r} ({error}); start one with `ray start --head` or "
         "`ray up`, or let `livepeer-ray start` start a local one"
     )
@@ -85,6 +89,9 @@ def _no_cluster(address: str, error: Exception) -> ConfigError:
 
 def start_local() -> None:
     """Starts a cluster of this machine alone, which ends with this process."""
+    # Ray runs its workers at nice 15, so that whatever else the machine does starves the
+    # replicas: at 8 jobs at once an answer took 1.2 to 2.2 times as long (benchmarks/overhead).
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(
         address="local",
         namespace="serve",
@@ -112,13 +119,28 @@ def deploy(config: Mapping[str, Any]) -> None:
         proxy_location=schema.proxy_location,
         grpc_options=gRPCOptions(**schema.grpc_options.model_dump()),
     )
+    names = {application.name for application in schema.applications}
+    for name in sorted(details()["applications"].keys() - names):
+        logger.warning("removing the application %s: it is not in this aiModels.json", name)
     client.deploy_apps(schema)
 
 
 def details() -> dict[str, Any]:
-    """Serve's whole state; an empty one when Serve is not running."""
+    """Serve's whole state; an empty one when Serve is not running.
+
+    Raises:
+        RayError: the controller does not answer; the next call looks for it anew.
+    """
     client = _get_global_client(raise_if_no_controller_running=False)
-    document: dict[str, Any] = client.get_serve_details() if client else {"applications": {}}
+    if client is None:
+        return {"applications": {}}
+    asked = client._controller.get_serve_instance_details.remote()
+    try:
+        document: dict[str, Any] = ray.get(asked, timeout=CONTROLLER_TIMEOUT_S)
+    except RayError:
+        # Serve keeps a handle to a controller that is gone for good.
+        _disconnect()  # type: ignore[no-untyped-call]
+        raise
     return document
 
 
@@ -135,24 +157,26 @@ def model_status(models: tuple[AIModel, ...]) -> dict[ModelKey, ModelStatus]:
 def gpus_by_model(status: Mapping[ModelKey, ModelStatus]) -> dict[ModelKey, Sequence[GPU]]:
     """The GPUs of the nodes that hold a running replica of each model. Blocking.
 
-    A node that does not answer in time is left out: hardware is information only, and
-    registering does not wait for it.
+    A node that does not answer in time is left out: hardware is information only.
     """
     with_gpus = {
         node["NodeID"] for node in _nodes() if node["Alive"] and node["Resources"].get("GPU")
     }
     wanted = sorted({node for model in status.values() for node in model.nodes} & with_gpus)
     read = ray.remote(num_cpus=0)(local_gpus)
+    if not wanted:
+        return {}
     tasks = {
         node: read.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node, soft=False)
         ).remote()
         for node in wanted
     }
+    ray.wait(list(tasks.values()), num_returns=len(tasks), timeout=NODES_TIMEOUT_S)
     found: dict[str, list[GPU]] = {}
     for node, task in tasks.items():
         try:
-            found[node] = ray.get(task, timeout=NODE_TIMEOUT_S)
+            found[node] = ray.get(task, timeout=0)
         except RayError as error:
             logger.warning("node %s does not report its GPUs: %s", node, type(error).__name__)
     return {

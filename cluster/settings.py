@@ -17,6 +17,14 @@ from cluster.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "LIVEPEER_RAY_"
 
+EXIT_CONFIG = 2
+"""Something that the operator has to change: flags, environment, aiModels.json."""
+
+EXIT_INVALID_SECRET = 3
+
+EXIT_NO_CLUSTER = 4
+"""No Ray cluster; it may be restarting, so trying again can help."""
+
 DEFAULT_MODELS_DIR = "~/.lpData/models"
 """Where go-livepeer keeps models, so that an operator's existing downloads are found."""
 
@@ -119,7 +127,7 @@ def add_log_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--log-json",
         action="store_true",
-        default=bool(os.environ.get(ENVIRONMENT_PREFIX + "LOG_JSON")),
+        default=os.environ.get(ENVIRONMENT_PREFIX + "LOG_JSON", "0") not in ("", "0", "false"),
         help=f"one JSON object a log line [{ENVIRONMENT_PREFIX}LOG_JSON]",
     )
 
@@ -157,7 +165,7 @@ def add_bridge_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def bridge_settings(arguments: argparse.Namespace) -> BridgeSettings:
-    """Reads what `add_bridge_flags` and `add_model_flags` added.
+    """Reads what `add_bridge_flags` and `add_models_flags` added.
 
     Raises:
         ConfigError: a flag is missing or makes no sense; the text names it.
@@ -177,8 +185,15 @@ def bridge_settings(arguments: argparse.Namespace) -> BridgeSettings:
 
 
 def models_dir(value: str) -> Path:
-    """The models directory, absolute."""
-    return Path(value).expanduser().absolute()
+    """The models directory, absolute.
+
+    Raises:
+        ConfigError: it starts with the home of a user that does not exist.
+    """
+    try:
+        return Path(value).expanduser().absolute()
+    except RuntimeError as error:
+        raise ConfigError(f"--ai-models-dir: {value!r}: {error}") from None
 
 
 def device(value: str) -> Device:
@@ -201,15 +216,25 @@ def read_secret(value: str | None) -> SecretStr:
     """
     if not value:
         raise ConfigError("--orch-secret is missing: the orchestrator's -orchSecret, or its file")
-    path = Path(value).expanduser()
-    try:
-        if path.is_file():
+    if path := _existing_file(value):
+        try:
             value = path.read_text().strip()
-    except OSError as error:
-        raise ConfigError(f"--orch-secret: the file cannot be read: {error.strerror}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"--orch-secret: the file cannot be read: {type(error).__name__}"
+            ) from None
     if not value or not value.isprintable():
         raise ConfigError("--orch-secret: the secret is empty or not one line of text")
     return SecretStr(value)
+
+
+def _existing_file(value: str) -> Path | None:
+    """The file of that name; None where the value is no path, or one to nothing."""
+    try:
+        path = Path(value).expanduser()
+        return path if path.is_file() else None
+    except (OSError, RuntimeError, ValueError):
+        return None
 
 
 def _fingerprint(value: str | None) -> str | None:

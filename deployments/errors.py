@@ -8,7 +8,14 @@ from typing import ClassVar
 
 
 class LivepeerRayError(Exception):
-    """Every error that this project raises on purpose."""
+    """Every error that this project raises on purpose.
+
+    Its text may quote what a stranger sent, and always can be encoded: JSON can carry half a
+    surrogate pair, at which Ray and the wire would fail in the middle of reporting the error.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message.encode("utf-8", "replace").decode("utf-8"))
 
 
 class ReplicaError(LivepeerRayError):

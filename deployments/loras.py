@@ -75,6 +75,8 @@ class Loras:
 
     def _load(self, lora: str) -> str:
         """Returns the adapter's name in the pipeline, loading it if needed."""
+        import torch
+
         if lora in self._names:
             self._names.move_to_end(lora)
             return self._names[lora]
@@ -97,6 +99,10 @@ class Loras:
                 )
             # Weights whose layers are all unknown only make diffusers log a line.
             fits = any(name in names for names in self._pipe.get_list_adapters().values())
+        except torch.OutOfMemoryError:
+            with _several_adapters_expected():
+                self._pipe.delete_adapters(name)
+            raise
         except Exception:
             logger.exception("LoRA %s does not load", lora)
             with _several_adapters_expected():
@@ -127,7 +133,7 @@ def parse_loras(loras: str) -> dict[str, float]:
         return {}
     try:
         decoded = json.loads(loras)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadRequest(f"loras: not JSON: {loras[:100]}") from None
     if not isinstance(decoded, dict):
         raise BadRequest('loras: must be a JSON object such as {"organisation/name": 0.8}')
@@ -138,9 +144,9 @@ def parse_loras(loras: str) -> dict[str, float]:
 
 def _weight(lora: str, value: Any) -> float:
     try:
-        weight = float(value)
-    except (TypeError, ValueError):
+        weight = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
         weight = math.nan
     if not 0 <= weight < math.inf:
-        raise BadRequest(f"loras: the weight of {lora} must be a number of 0 or more: {value!r}")
+        raise BadRequest(f"loras: the weight of {lora} must be a number of 0 or more")
     return weight

@@ -3,7 +3,14 @@
 import asyncio
 
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 from ray.serve.exceptions import (
     BackPressureError,
     DeploymentUnavailableError,
@@ -23,6 +30,9 @@ from cluster.errors import (
 )
 from cluster.serve_config import app_name
 from deployments.schemas.base import Completed, Request, Result
+
+DEATHS = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)
+"""What is raised when a replica or its node dies, before or after it computed the result."""
 
 
 class RayBackend:
@@ -45,7 +55,11 @@ class RayBackend:
                 # Cancelling this task does not reach the replica, only this does (Ray 2.60).
                 response.cancel()  # type: ignore[no-untyped-call]
                 raise
+        except RayTaskError as error:
+            raise as_job_error(error, key) from error
         except Exception as error:
+            # Not from the replica: the handle may belong to a Serve that was shut down.
+            self._handles.pop(key, None)
             raise as_job_error(error, key) from error
         return completed
 
@@ -64,7 +78,7 @@ def as_job_error(error: Exception, key: ModelKey) -> JobError:
         if isinstance(cause, ReplicaError):
             return JobFailed(str(cause))
         return JobFailed(f"{type(cause).__name__}: {_first_line(cause)}")
-    if isinstance(error, RayActorError):
+    if isinstance(error, DEATHS):
         return InsufficientCapacity(f"the replica of {key} died while it ran the job")
     if isinstance(error, BackPressureError):
         return InsufficientCapacity(f"every replica of {key} is busy")

@@ -25,10 +25,6 @@ class Admission:
         """Takes a new snapshot. Jobs that already hold a slot keep it."""
         self._capacity = capacity
 
-    def in_flight(self, key: ModelKey) -> int:
-        """Jobs of one model that hold a slot now."""
-        return self._in_flight[key]
-
     @contextmanager
     def slot(self, key: ModelKey) -> Iterator[None]:
         """Holds one slot of the model.

@@ -164,28 +164,28 @@ class Bridge:
 
     async def _handle(self, job: Job) -> None:
         record = JobRecord(task_id=job.task_id, pipeline=job.pipeline)
-        answer = await self._answer(job, record)
-        record.delivered = await self._delivery.deliver(job, answer)
-        record.total_s = asyncio.get_running_loop().time() - job.received_at
-        self._on_finished(record)
-
-    async def _answer(self, job: Job, record: JobRecord) -> Answer:
         try:
-            work = read_work(job, self._backends)
-            record.model_id = work.key.model_id
-            with self._admission.slot(work.key):
-                completed = await self._in_time(self._run(work, job), job)
-            record.replica, record.compute_s = completed.replica, completed.compute_s
-            return success(completed.result)
+            answer = await self._answer(job, record)
         except JobError as error:
             record.outcome = error.network_text(job.pipeline)
-            return failure(error, job.pipeline)
+            answer = failure(error, job.pipeline)
         except Exception as error:
             # Whatever it is, an unanswered job would cost the whole worker.
             logger.exception("%s", job)
             failed = JobFailed(f"{type(error).__name__} in the bridge")
             record.outcome = failed.network_text(job.pipeline)
-            return failure(failed, job.pipeline)
+            answer = failure(failed, job.pipeline)
+        record.delivered = await self._delivery.deliver(job, answer)
+        record.total_s = asyncio.get_running_loop().time() - job.received_at
+        self._on_finished(record)
+
+    async def _answer(self, job: Job, record: JobRecord) -> Answer:
+        work = read_work(job, self._backends)
+        record.model_id = work.key.model_id
+        with self._admission.slot(work.key):
+            completed = await self._in_time(self._run(work, job), job)
+        record.replica, record.compute_s = completed.replica, completed.compute_s
+        return success(completed.result)
 
     async def _run(self, work: Work, job: Job) -> Completed[Result]:
         file = await self._inputs.fetch(job, work.input_url) if work.input_url else None

@@ -124,6 +124,8 @@ def _model(
     if not model_id:
         if len(ours) == 1:
             return ours[0]
+        if not ours:
+            raise InsufficientCapacity(f"this worker has no model for {pipeline.name}")
         raise JobRejected(f"{field}: must be given; this worker serves {len(ours)} models")
     key = ModelKey(pipeline.name, model_id)
     if key not in served:

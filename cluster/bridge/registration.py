@@ -38,6 +38,13 @@ open after this time. Refusals arrive within milliseconds (measured)."""
 
 BACKOFF_FIRST_S, BACKOFF_FACTOR, BACKOFF_MAX_S, BACKOFF_JITTER = 0.5, 1.5, 60.0, 0.5
 
+HEALTHY_S = 30.0
+"""A registration that stood this long was no failure: the next pause is short again."""
+
+COALESCE_S = 0.5
+"""Changes of capacity within this time are one re-registration. Each one has a moment in which
+the orchestrator may still send a job down the old stream, so they should be few."""
+
 CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
     # The orchestrator knows a worker by its ip:port, so each registration has a connection of
     # its own; two on one corrupt each other's counts.
@@ -58,19 +65,25 @@ class Stream:
     """One registration that stands: a connection, a call on it and the task that reads it."""
 
     def __init__(
-        self, *, peer: Peer, channel: grpc.aio.Channel, reader: "asyncio.Task[None]"
+        self, *, peer: Peer, channel: grpc.aio.Channel, call: Any, reader: "asyncio.Task[None]"
     ) -> None:
         """Takes the parts; `open_stream` makes them."""
         self.peer = peer
+        self.opened_at = asyncio.get_running_loop().time()
         self._channel = channel
+        self._call = call
         self.reader = reader
         """Done when the stream has ended; raises RegistrationError when it ended badly."""
 
     async def close(self) -> None:
-        """Ends the call, which takes this registration's capacity back, and disconnects."""
-        self.reader.cancel()
-        await self._channel.close()
+        """Ends the call, which takes this registration's capacity back, and disconnects.
+
+        It is the call that is cancelled, not its reader: a job that has arrived already is
+        still read.
+        """
+        self._call.cancel()
         await asyncio.gather(self.reader, return_exceptions=True)
+        await self._channel.close()
 
 
 async def open_stream(
@@ -104,9 +117,10 @@ async def open_stream(
     channel = _channel(peer)
     try:
         call = AIWorkerStub(channel).RegisterAIWorker(request)
-        reader = asyncio.create_task(_read(call, peer=peer, on_job=on_job))
+        jobs = _Jobs(peer=peer, on_job=on_job)
+        reader = asyncio.create_task(jobs.read(call))
         try:
-            await _settle(channel, reader, peer=peer)
+            await _settle(channel, reader, jobs)
         except BaseException:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
@@ -114,7 +128,7 @@ async def open_stream(
     except BaseException:
         await channel.close()
         raise
-    return Stream(peer=peer, channel=channel, reader=reader)
+    return Stream(peer=peer, channel=channel, call=call, reader=reader)
 
 
 def _channel(peer: Peer) -> grpc.aio.Channel:
@@ -127,7 +141,7 @@ def _channel(peer: Peer) -> grpc.aio.Channel:
     )
 
 
-async def _settle(channel: grpc.aio.Channel, reader: "asyncio.Task[None]", *, peer: Peer) -> None:
+async def _settle(channel: grpc.aio.Channel, reader: "asyncio.Task[None]", jobs: "_Jobs") -> None:
     """Returns when the registration stands; raises what ended it otherwise."""
     ready = asyncio.create_task(channel.channel_ready())
     try:
@@ -136,33 +150,55 @@ async def _settle(channel: grpc.aio.Channel, reader: "asyncio.Task[None]", *, pe
         )
         if not ready.done() and not reader.done():
             raise OrchestratorUnreachable(
-                f"{peer.address} accepts connections and does not speak gRPC"
+                f"{jobs.peer.address} accepts connections and does not speak gRPC"
             )
     finally:
         ready.cancel()
     await asyncio.wait({reader}, timeout=SETTLE_S)
     if reader.done():
         reader.result()
+        if jobs.any:
+            raise _ended(jobs.peer.address)
         raise OrchestratorRefused(
-            f"{peer.address} ended the registration at once and without an error, as it does "
+            f"{jobs.peer.address} ended the registration at once and without an error, as it does "
             "when it is newer than the version that we advertise: raise --advertise-version"
         )
 
 
-async def _read(call: Any, *, peer: Peer, on_job: Callable[[Job], None]) -> None:
-    clock = asyncio.get_running_loop().time
-    try:
-        # Asking for initial metadata would hang: no headers come before the first job.
-        async for message in call:
-            on_job(Job.from_message(message, peer=peer, received_at=clock()))
-    except grpc.aio.AioRpcError as error:
-        details = error.details() or ""
-        if error.code() is grpc.StatusCode.UNKNOWN and details == "invalid secret":
-            raise InvalidSecret(
-                f"{peer.address} does not accept the secret: --orch-secret must be the "
-                "orchestrator's -orchSecret"
+def _ended(address: Address) -> OrchestratorUnreachable:
+    return OrchestratorUnreachable(
+        f"{address} ended the registration: it was stopped, or it dropped this worker because a "
+        "job was not answered in time"
+    )
+
+
+class _Jobs:
+    """The jobs of one stream."""
+
+    def __init__(self, *, peer: Peer, on_job: Callable[[Job], None]) -> None:
+        self.peer = peer
+        self.any = False
+        """Whether one has come."""
+        self._on_job = on_job
+
+    async def read(self, call: Any) -> None:
+        """Takes jobs until the stream ends; raises RegistrationError when it ends badly."""
+        clock = asyncio.get_running_loop().time
+        try:
+            # Asking for initial metadata would hang: no headers come before the first job.
+            async for message in call:
+                self.any = True
+                self._on_job(Job.from_message(message, peer=self.peer, received_at=clock()))
+        except grpc.aio.AioRpcError as error:
+            details = error.details() or ""
+            if error.code() is grpc.StatusCode.UNKNOWN and details == "invalid secret":
+                raise InvalidSecret(
+                    f"{self.peer.address} does not accept the secret: --orch-secret must be the "
+                    "orchestrator's -orchSecret, or the path of a file that exists"
+                ) from None
+            raise OrchestratorUnreachable(
+                f"{self.peer.address}: {error.code().name} {details}"
             ) from None
-        raise OrchestratorUnreachable(f"{peer.address}: {error.code().name} {details}") from None
 
 
 class WorkerRegistration:
@@ -199,11 +235,6 @@ class WorkerRegistration:
         self._stream: Stream | None = None
         self._last_peer: Peer | None = None
 
-    @property
-    def registered(self) -> bool:
-        """Whether the orchestrator can send jobs now."""
-        return self._stream is not None and not self._stream.reader.done()
-
     def announce(self, capacity: Capacity) -> None:
         """Makes this the capacity that the orchestrator knows; nothing means not registered."""
         self._wanted = capacity
@@ -223,11 +254,13 @@ class WorkerRegistration:
                 self._changed.clear()
                 try:
                     await self._register()
-                    failures = 0
                     await self._until_something_changes()
                 except InvalidSecret:
                     raise
                 except RegistrationError as error:
+                    if self._was_healthy():
+                        failures = 0
+                    await self._close_ended()
                     pause_s = backoff_s(failures)
                     failures += 1
                     logger.warning("%s; trying again in %.1f s", error, pause_s)
@@ -243,11 +276,10 @@ class WorkerRegistration:
                 logger.info("no capacity: leaving %s", self._address)
             await self._close()
             return
-        hardware = await asyncio.to_thread(self._read_hardware)
         request = pb.RegisterAIWorkerRequest(
             secret=self._secret.get_secret_value(),
             capabilities=capabilities(wanted, version=self._version),
-            hardware=hardware,
+            hardware=await self._hardware(),
         )
         stream = await open_stream(
             request,
@@ -266,6 +298,14 @@ class WorkerRegistration:
         if old:
             await old.close()
 
+    async def _hardware(self) -> list[pb.HardwareInformation]:
+        """Asks for the hardware; it is information only, and no reason not to register."""
+        try:
+            return await asyncio.to_thread(self._read_hardware)
+        except Exception as error:  # noqa: BLE001 - whatever Ray raises while it restarts
+            logger.warning("registering without hardware facts: %s", type(error).__name__)
+            return []
+
     async def _until_something_changes(self) -> None:
         """Returns on another capacity; raises when the stream ends."""
         changed = asyncio.create_task(self._changed.wait())
@@ -274,21 +314,30 @@ class WorkerRegistration:
             waiting.add(self._stream.reader)
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if changed.done() and self._stream:
+                await asyncio.wait({self._stream.reader}, timeout=COALESCE_S)
         finally:
             changed.cancel()
         if self._stream and self._stream.reader.done():
-            reader = self._stream.reader
-            await self._close()
-            reader.result()
-            raise OrchestratorUnreachable(
-                f"{self._address} ended the registration: it was stopped, or it dropped this "
-                "worker because a job was not answered in time"
-            )
+            self._stream.reader.result()
+            raise _ended(self._address)
 
     async def _pause(self, pause_s: float) -> None:
         """Waits, or less when there is another capacity to announce."""
+        # Not wait_for: in Python 3.11 it can swallow a cancellation, and with it the end.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), timeout=pause_s)
+            async with asyncio.timeout(pause_s):
+                await self._changed.wait()
+
+    def _was_healthy(self) -> bool:
+        """Whether the stream that ended had stood for a while."""
+        clock = asyncio.get_running_loop().time
+        return self._stream is not None and clock() - self._stream.opened_at > HEALTHY_S
+
+    async def _close_ended(self) -> None:
+        """Forgets a stream that has ended; one that stands is kept while we try a new one."""
+        if self._stream and self._stream.reader.done():
+            await self._close()
 
     async def _close(self) -> None:
         stream, self._stream = self._stream, None
@@ -299,5 +348,6 @@ class WorkerRegistration:
 def backoff_s(failures: int) -> float:
     """Seconds to wait after so many failures in a row."""
     # Bounded before the power: an orchestrator may be down for days.
-    pause_s = min(BACKOFF_FIRST_S * BACKOFF_FACTOR ** min(failures, 100), BACKOFF_MAX_S)
-    return pause_s * random.uniform(1 - BACKOFF_JITTER, 1 + BACKOFF_JITTER)  # noqa: S311 - jitter
+    pause_s = BACKOFF_FIRST_S * BACKOFF_FACTOR ** min(failures, 100)
+    jitter = random.uniform(1 - BACKOFF_JITTER, 1 + BACKOFF_JITTER)  # noqa: S311 - no secret
+    return min(pause_s * jitter, BACKOFF_MAX_S)

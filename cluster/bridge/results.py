@@ -32,7 +32,8 @@ JOB_LIMIT_S = 14 * 60.0
 
 CONNECT_TIMEOUT_S = 10.0
 STALL_TIMEOUT_S = 60.0
-"""Without a byte in either direction. The orchestrator answers as soon as it has read all."""
+"""Without progress: a slice taken, or the reply, which comes as soon as all is read. aiohttp's
+own timeouts do not watch an upload."""
 
 RETRY_FIRST_S, RETRY_MAX_S = 0.25, 10.0
 
@@ -49,12 +50,18 @@ class Answer:
         """Sum of the pieces."""
         return sum(map(len, self.pieces))
 
-    async def chunks(self) -> AsyncIterator[memoryview]:
-        """The body in slices small enough to leave the event loop to others."""
+    async def chunks(self, stall: asyncio.Timeout) -> AsyncIterator[memoryview]:
+        """The body in slices small enough to leave the event loop to others.
+
+        Args:
+            stall: is put off with every slice that is taken.
+        """
+        clock = asyncio.get_running_loop().time
         for piece in self.pieces:
             view = memoryview(piece)
             for start in range(0, len(view), CHUNK_BYTES):
                 yield view[start : start + CHUNK_BYTES]
+                stall.reschedule(clock() + STALL_TIMEOUT_S)
 
 
 def success(result: Result) -> Answer:
@@ -111,9 +118,7 @@ class Delivery:
     async def __aenter__(self) -> "Delivery":
         """Opens the connection pool."""
         self._http = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=STALL_TIMEOUT_S
-            ),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
             # One connection per answer in flight: the number of slots bounds them.
             connector=aiohttp.TCPConnector(limit=0),
         )
@@ -135,9 +140,14 @@ class Delivery:
         while True:
             try:
                 status, reply = await self._post(job, answer)
-            except aiohttp.ClientConnectorCertificateError:
+            except aiohttp.ClientConnectorCertificateError as error:
                 # The connection trusts the certificate that this job came with, and no other.
-                logger.warning("%s: dropped, the orchestrator was restarted meanwhile", job)
+                logger.warning(
+                    "%s: answer dropped, the orchestrator has another certificate now, so it was "
+                    "restarted and the job is gone: %s",
+                    job,
+                    error.certificate_error,
+                )
                 return False
             except (aiohttp.ClientError, TimeoutError, ssl.SSLError, OSError) as error:
                 problem = f"{type(error).__name__}: {error}"
@@ -166,11 +176,14 @@ class Delivery:
             "Content-Type": answer.content_type,
             "Content-Length": str(answer.length_bytes),
         }
-        async with self._http.post(
-            f"{job.peer.address.url}/aiResults",
-            data=answer.chunks(),
-            headers=headers,
-            ssl=job.peer.tls or False,
-            allow_redirects=False,
-        ) as response:
+        async with (
+            asyncio.timeout(STALL_TIMEOUT_S) as stall,
+            self._http.post(
+                f"{job.peer.address.url}/aiResults",
+                data=answer.chunks(stall),
+                headers=headers,
+                ssl=job.peer.tls or False,
+                allow_redirects=False,
+            ) as response,
+        ):
             return response.status, (await response.text(errors="replace"))[:200]

@@ -4,8 +4,6 @@ import asyncio
 import logging
 import os
 import signal
-import sys
-import threading
 
 # Failed handshakes are reported by us, with the remedy; gRPC's own lines would double them.
 # Must be set before grpc is imported.
@@ -22,11 +20,10 @@ from cluster.bridge.results import Delivery
 from cluster.capacity import CapacityWatch
 from cluster.errors import InvalidSecret
 from cluster.serve_config import on_ray
-from cluster.settings import BridgeSettings
+from cluster.settings import EXIT_INVALID_SECRET, BridgeSettings
+from cluster.supervised import when_the_supervisor_ends
 
 logger = logging.getLogger(__name__)
-
-EXIT_INVALID_SECRET = 3
 
 
 def run(settings: BridgeSettings, *, log_json: bool, supervised: bool = False) -> int:
@@ -38,7 +35,8 @@ def run(settings: BridgeSettings, *, log_json: bool, supervised: bool = False) -
         supervised: end also when stdin does, which is when the supervisor is gone.
 
     Raises:
-        ConfigError: the aiModels.json has problems, or there is no Ray cluster.
+        ConfigError: the aiModels.json has problems.
+        ClusterUnreachable: there is no Ray cluster.
     """
     logs.configure(as_json=log_json)
     models = load_ai_models(settings.ai_models)
@@ -89,11 +87,5 @@ def _stop_event(*, supervised: bool) -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     if supervised:
-
-        def wait_for_the_end_of_stdin() -> None:
-            sys.stdin.read()
-            loop.call_soon_threadsafe(stop.set)
-
-        # A daemon: nothing that it waits for may keep this process.
-        threading.Thread(target=wait_for_the_end_of_stdin, daemon=True).start()
+        when_the_supervisor_ends(lambda: loop.call_soon_threadsafe(stop.set))
     return stop

@@ -51,8 +51,8 @@ def run(output: Path) -> int:
     output.mkdir(parents=True, exist_ok=True)
     try:
         asyncio.run(_demo(output))
-    except DemoFailed as error:
-        print(f"demo failed: {error}", file=sys.stderr)
+    except (DemoFailed, aiohttp.ClientError, TimeoutError, OSError) as error:
+        print(f"demo failed: {str(error) or type(error).__name__}", file=sys.stderr)
         return 1
     return 0
 
@@ -111,10 +111,8 @@ class _Worker:
     async def answered(self, pictures: list[Picture]) -> None:
         """Waits until the log tells of every picture."""
         wanted = {picture.task_id for picture in pictures}
-        async with self._news:
-            await asyncio.wait_for(
-                self._news.wait_for(lambda: wanted <= self.jobs.keys()), timeout=10.0
-            )
+        async with self._news, asyncio.timeout(10.0):
+            await self._news.wait_for(lambda: wanted <= self.jobs.keys())
 
 
 @contextlib.asynccontextmanager

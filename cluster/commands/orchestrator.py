@@ -4,6 +4,7 @@ import asyncio
 import signal
 import sys
 
+from cluster import logs
 from cluster.errors import ConfigError
 
 
@@ -21,6 +22,7 @@ def run(*, listen: str, secret: str) -> int:
         ConfigError: for an address that nothing can listen on.
     """
     host, port = _parse_address(listen)
+    logs.configure(as_json=False)
     asyncio.run(_serve(host=host, port=port, secret=secret))
     return 0
 

@@ -22,6 +22,13 @@ def run(source: str, *, models_dir: Path, device: Device) -> int:
         from cluster.hardware import local_gpus
 
         available = len(local_gpus())
-    served = on_ray(models.models)
-    print(to_yaml(serve_config(served, models_dir=models_dir, gpus=device.gpus(available))), end="")
+    gpus = device.gpus(available)
+    if not gpus and device is Device.AUTO:
+        print(
+            "this machine has no GPU, so the models are to run on CPUs; for a cluster with GPU "
+            "machines, say --device gpu",
+            file=sys.stderr,
+        )
+    config = serve_config(on_ray(models.models), models_dir=models_dir, gpus=gpus)
+    print(to_yaml(config), end="")
     return 0

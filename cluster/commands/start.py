@@ -22,7 +22,13 @@ from typing import Any
 from cluster import logs
 from cluster.ai_models import load_ai_models
 from cluster.bridge.bridge import LAST_ANSWERS_S
-from cluster.settings import BridgeSettings, Device
+from cluster.settings import (
+    ENVIRONMENT_PREFIX,
+    EXIT_CONFIG,
+    EXIT_INVALID_SECRET,
+    BridgeSettings,
+    Device,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +36,9 @@ RESTART_FIRST_S, RESTART_MAX_S = 1.0, 30.0
 HEALTHY_S = 60.0
 """A bridge that lived this long did not fail at its start: the next restart is quick again."""
 
-FATAL = frozenset({2, 3})
-"""Exit statuses of the bridge after which a restart would not help: settings, secret."""
+FATAL = frozenset({EXIT_CONFIG, EXIT_INVALID_SECRET})
+"""Exit statuses of the bridge after which a restart would not help. A cluster that is away is
+not among them: it may be restarting."""
 
 CLUSTER_END_S = 30.0
 """For a local cluster to shut down."""
@@ -86,9 +93,18 @@ async def _child(
         *arguments,
         stdin=PIPE,
         stdout=stdout,
-        env={**os.environ, **(environment or {})},
+        env={**_without_secrets(), **(environment or {})},
         start_new_session=True,
     )
+
+
+def _without_secrets() -> dict[str, str]:
+    """Our environment for a child that has no business with the orchestrator.
+
+    A local Ray cluster hands its environment on to every replica.
+    """
+    private = f"{ENVIRONMENT_PREFIX}ORCH_"
+    return {name: value for name, value in os.environ.items() if not name.startswith(private)}
 
 
 async def _deployed(deployer: Process, stop: asyncio.Event) -> str | None:

@@ -17,7 +17,8 @@ MIN_SIDE = 64
 """Pixels. Below 8 latents the UNets' down blocks run out of pixels to halve."""
 
 MAX_SIDE = 2048
-"""Pixels. Beyond this a single decode step of an SDXL VAE does not fit a 24 GB card."""
+"""Pixels. Four times the area that SDXL is made for; assumed to be about what its VAE can decode
+in one piece on a 24 GB card, where nothing was run yet."""
 
 MAX_STEPS = 200
 """Denoising steps. The slowest schedulers converge well before; more only occupies the GPU."""

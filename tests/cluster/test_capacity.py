@@ -19,7 +19,7 @@ def models(text: str = "text-to-image:org/a:true", *, slots: int = 1) -> tuple[A
 
 
 def test_slots_are_replicas_times_requests_at_a_time() -> None:
-    capacity = capacity_of(models(slots=2), {KEY: 3})
+    capacity = capacity_of(models(slots=2), running(3))
     assert capacity.models == {KEY: ModelCapacity(slots=6, warm=True)}
     assert capacity.slots(KEY) == 6
 
@@ -32,8 +32,14 @@ def test_a_warm_model_without_a_replica_is_not_there() -> None:
 
 
 def test_a_cold_model_is_there_before_its_first_replica() -> None:
-    capacity = capacity_of(models("text-to-image:org/a:false"), {})
-    assert capacity.models == {KEY: ModelCapacity(slots=1, warm=False)}
+    cold = models("text-to-image:org/a:false")
+    assert capacity_of(cold, running(0)).models == {KEY: ModelCapacity(slots=1, warm=False)}
+    assert not capacity_of(cold, {}), "not deployed"
+    assert not capacity_of(cold, {KEY: ModelStatus(state="DEPLOY_FAILED")})
+
+
+def running(count: int) -> dict[ModelKey, ModelStatus]:
+    return {KEY: ModelStatus(state="RUNNING", running=count)}
 
 
 class Serve:
@@ -46,10 +52,6 @@ class Serve:
         if isinstance(self.status, Exception):
             raise self.status
         return self.status
-
-
-def running(count: int) -> dict[ModelKey, ModelStatus]:
-    return {KEY: ModelStatus(state="RUNNING", running=count)}
 
 
 @pytest.fixture
@@ -92,7 +94,30 @@ async def test_a_rebuilding_application_keeps_its_capacity(serve: Serve) -> None
     assert (await waiting).slots(KEY) == 0
 
 
-async def test_a_controller_that_does_not_answer_changes_nothing(
+async def test_a_rebuild_without_an_end_is_believed(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.capacity.REBUILD_S", 0.05)
+    serve.status = running(2)
+    snapshots = watch(serve).snapshots()
+    await anext(snapshots)
+    serve.status = {KEY: ModelStatus(state="DEPLOYING", rebuilding=True)}
+    assert not await anext(snapshots)
+
+
+async def test_a_controller_that_never_answers_again_is_no_capacity(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("cluster.capacity.SILENCE_S", 0.05)
+    serve.status = running(2)
+    snapshots = watch(serve).snapshots()
+    await anext(snapshots)
+    serve.status = RuntimeError("gone")
+    assert not await anext(snapshots)
+    assert caplog.text.count("Serve does not answer (RuntimeError)") == 1
+
+
+async def test_a_controller_that_does_not_answer_for_a_moment_changes_nothing(
     serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     serve.status = running(2)
@@ -102,7 +127,7 @@ async def test_a_controller_that_does_not_answer_changes_nothing(
     serve.status = RuntimeError("the controller is gone")
     await asyncio.wait({waiting}, timeout=0.2)
     assert not waiting.done()
-    assert "the controller is gone" in caplog.text
+    assert caplog.text.count("Serve does not answer (RuntimeError)") == 1
     serve.status = running(1)
     assert (await waiting).slots(KEY) == 1
 

@@ -228,3 +228,22 @@ async def test_it_finds_a_restarted_orchestrator_again(
     (record,) = bridge.records
     assert (record.task_id, record.delivered) == (0, True)
     assert "trying again" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"request": {"prompt": "x", "model_id": "\\ud800"}}',
+        b'{"request": {"prompt": "\\ud800", "model_id": "org/a"}}',
+        b'{"request": {"prompt": "x", "model_id": "org/a", "width": "\\ud800"}}',
+    ],
+)
+async def test_text_that_cannot_be_encoded_is_answered(
+    orchestrator: LoopbackOrchestrator, data: bytes
+) -> None:
+    async with running(address(orchestrator), capacity(a=1)):
+        await registered(orchestrator)
+        with pytest.raises(JobFailedAtTheOrchestrator):
+            await orchestrator.send_job(
+                worker=orchestrator.workers[0], pipeline="text-to-image", request_data=data
+            )

@@ -168,18 +168,43 @@ async def test_a_restarted_orchestrator_never_gets_an_old_answer(
     async with orchestrator.running(make_certificate("127.0.0.1").tls):
         assert not await delivery.deliver(job, success(image_result(1)))
     assert orchestrator.bodies == []
-    assert "was restarted" in caplog.text
+    assert "it was restarted" in caplog.text
+
+
+async def test_an_upload_that_stalls_is_given_up(
+    delivery: Delivery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("cluster.bridge.results.STALL_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("cluster.bridge.results.JOB_LIMIT_S", 0.5)
+    gone = asyncio.Event()
+
+    async def never_reads(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await gone.wait()
+        writer.transport.abort()
+
+    tls = make_certificate("127.0.0.1").tls
+    server = await asyncio.start_server(never_reads, "127.0.0.1", 0, ssl=tls, limit=1)
+    async with server:
+        peer = await identify(Address("127.0.0.1", server.sockets[0].getsockname()[1]))
+        now = asyncio.get_running_loop().time()
+        job = Job(task_id=1, pipeline="text-to-image", data=b"", peer=peer, received_at=now)
+        large = success(image_result(1, data=PNG + bytes(64 * 1024 * 1024)))
+        assert not await delivery.deliver(job, large)
+        gone.set()
+    assert "TimeoutError" in caplog.text
 
 
 async def test_an_orchestrator_that_is_away_for_a_moment_gets_its_answer(
-    delivery: Delivery,
+    delivery: Delivery, caplog: pytest.LogCaptureFixture
 ) -> None:
     orchestrator = Orchestrator()
     tls = make_certificate("127.0.0.1").tls
     async with orchestrator.running(tls):
         job = await job_from(orchestrator)
     delivering = asyncio.create_task(delivery.deliver(job, success(image_result(1))))
-    await asyncio.sleep(0.05)
+    async with asyncio.timeout(30):
+        while "not delivered, again" not in caplog.text:  # noqa: ASYNC110 - a log has no event
+            await asyncio.sleep(0.01)
     async with orchestrator.running(tls):
         assert await delivering
 

@@ -180,7 +180,7 @@ async def test_the_process_says_when_it_listens_and_stops_when_told(
 ) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-W", "error", "-m", "cluster.loopback"),
+        *("-W", "error", "-m", "cluster.cli", "orchestrator"),
         *("--listen", "127.0.0.1:0", "--orch-secret", SECRET),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

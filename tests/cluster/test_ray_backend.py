@@ -1,0 +1,54 @@
+"""What a Serve handle raises, sorted by what should happen to the job."""
+
+import pytest
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+
+from cluster.ai_models import ModelKey
+from cluster.backends.ray_serve import as_job_error
+from cluster.errors import InsufficientCapacity, JobError, JobFailed, JobRejected
+from deployments.errors import BadRequest, InferenceFailed
+
+KEY = ModelKey("text-to-image", "org/a")
+
+
+def from_replica(cause: Exception) -> RayTaskError:
+    """As Ray wraps an exception of a replica; its text is the remote traceback."""
+    error = RayTaskError("run", "Traceback ...\nand so on", cause)
+    wrapped = error.as_instanceof_cause()
+    assert isinstance(wrapped, RayTaskError)
+    return wrapped
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (from_replica(BadRequest("width: no")), JobRejected, "width: no"),
+        (from_replica(InferenceFailed("out of memory")), JobFailed, "out of memory"),
+        (from_replica(KeyError("a bug")), JobFailed, "KeyError: 'a bug'"),
+        (ActorDiedError(), InsufficientCapacity, "died while it ran"),
+        (ActorUnavailableError("gone", None), InsufficientCapacity, "died while it ran"),
+        (NodeDiedError("gone"), InsufficientCapacity, "died while it ran"),
+        (WorkerCrashedError(), InsufficientCapacity, "died while it ran"),
+        (OutOfMemoryError("killed"), InsufficientCapacity, "died while it ran"),
+        (ObjectLostError("ff" * 28, None, ""), InsufficientCapacity, "died while it ran"),
+        (BackPressureError(num_queued_requests=1, max_queued_requests=1), InsufficientCapacity, ""),
+        (DeploymentUnavailableError("model"), InsufficientCapacity, "has no replica now"),
+        (RayServeException("no application"), InsufficientCapacity, "is not deployed"),
+        (RayError("what is this\nsecond line"), JobFailed, "RayError: what is this"),
+    ],
+)
+def test_failures_are_sorted(error: Exception, kind: type[JobError], text: str) -> None:
+    job_error = as_job_error(error, KEY)
+    assert type(job_error) is kind
+    assert text in str(job_error)
+    assert "Traceback" not in str(job_error)
