@@ -45,6 +45,9 @@ COALESCE_S = 0.5
 """Changes of capacity within this time are one re-registration. Each one has a moment in which
 the orchestrator may still send a job down the old stream, so they should be few."""
 
+QUIET_S, QUIET_PATIENCE_S = 0.25, 5.0
+"""An old registration is closed after a pause in its jobs of this length, or after so long."""
+
 CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
     # The orchestrator knows a worker by its ip:port, so each registration has a connection of
     # its own; two on one corrupt each other's counts.
@@ -65,22 +68,41 @@ class Stream:
     """One registration that stands: a connection, a call on it and the task that reads it."""
 
     def __init__(
-        self, *, peer: Peer, channel: grpc.aio.Channel, call: Any, reader: "asyncio.Task[None]"
+        self,
+        *,
+        peer: Peer,
+        channel: grpc.aio.Channel,
+        call: Any,
+        jobs: "_Jobs",
+        reader: "asyncio.Task[None]",
     ) -> None:
         """Takes the parts; `open_stream` makes them."""
         self.peer = peer
         self.opened_at = asyncio.get_running_loop().time()
         self._channel = channel
         self._call = call
+        self._jobs = jobs
         self.reader = reader
         """Done when the stream has ended; raises RegistrationError when it ended badly."""
 
-    async def close(self) -> None:
-        """Ends the call, which takes this registration's capacity back, and disconnects.
+    async def close_when_quiet(self) -> None:
+        """Closes between two jobs, or after a while in any case.
 
-        It is the call that is cancelled, not its reader: a job that has arrived already is
-        still read.
+        A job that the orchestrator sends in the moment of closing is lost, and it prefers the
+        older of two registrations. So we wait for a pause in the jobs, which ends as soon as
+        it is long against a round trip.
         """
+        clock = asyncio.get_running_loop().time
+        give_up_at = clock() + QUIET_PATIENCE_S
+        while not self.reader.done() and clock() < give_up_at:
+            jobs = self._jobs.count
+            await asyncio.wait({self.reader}, timeout=QUIET_S)
+            if self._jobs.count == jobs:
+                break
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the call, which takes this registration's capacity back, and disconnects."""
         self._call.cancel()
         await asyncio.gather(self.reader, return_exceptions=True)
         await self._channel.close()
@@ -128,7 +150,7 @@ async def open_stream(
     except BaseException:
         await channel.close()
         raise
-    return Stream(peer=peer, channel=channel, call=call, reader=reader)
+    return Stream(peer=peer, channel=channel, call=call, jobs=jobs, reader=reader)
 
 
 def _channel(peer: Peer) -> grpc.aio.Channel:
@@ -157,7 +179,7 @@ async def _settle(channel: grpc.aio.Channel, reader: "asyncio.Task[None]", jobs:
     await asyncio.wait({reader}, timeout=SETTLE_S)
     if reader.done():
         reader.result()
-        if jobs.any:
+        if jobs.count:
             raise _ended(jobs.peer.address)
         raise OrchestratorRefused(
             f"{jobs.peer.address} ended the registration at once and without an error, as it does "
@@ -177,8 +199,8 @@ class _Jobs:
 
     def __init__(self, *, peer: Peer, on_job: Callable[[Job], None]) -> None:
         self.peer = peer
-        self.any = False
-        """Whether one has come."""
+        self.count = 0
+        """How many have come."""
         self._on_job = on_job
 
     async def read(self, call: Any) -> None:
@@ -187,7 +209,7 @@ class _Jobs:
         try:
             # Asking for initial metadata would hang: no headers come before the first job.
             async for message in call:
-                self.any = True
+                self.count += 1
                 self._on_job(Job.from_message(message, peer=self.peer, received_at=clock()))
         except grpc.aio.AioRpcError as error:
             details = error.details() or ""
@@ -266,7 +288,8 @@ class WorkerRegistration:
                     logger.warning("%s; trying again in %.1f s", error, pause_s)
                     await self._pause(pause_s)
         finally:
-            await self._close()
+            if self._stream:
+                await self._stream.close_when_quiet()
 
     async def _register(self) -> None:
         """Opens a stream with the wanted capacity, then closes the one before it."""
@@ -296,7 +319,7 @@ class WorkerRegistration:
             wanted,
         )
         if old:
-            await old.close()
+            await old.close_when_quiet()
 
     async def _hardware(self) -> list[pb.HardwareInformation]:
         """Asks for the hardware; it is information only, and no reason not to register."""

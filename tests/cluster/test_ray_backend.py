@@ -1,16 +1,18 @@
 """What a Serve handle raises, sorted by what should happen to the job."""
 
+from typing import Any
+
 import pytest
+from ray import exceptions
 from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
-    NodeDiedError,
     ObjectLostError,
-    OutOfMemoryError,
     RayError,
     RayTaskError,
     WorkerCrashedError,
 )
+from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
 from cluster.ai_models import ModelKey
@@ -19,11 +21,13 @@ from cluster.errors import InsufficientCapacity, JobError, JobFailed, JobRejecte
 from deployments.errors import BadRequest, InferenceFailed
 
 KEY = ModelKey("text-to-image", "org/a")
+RAY: Any = exceptions
+"""Some of Ray's constructors have no annotations."""
 
 
 def from_replica(cause: Exception) -> RayTaskError:
     """As Ray wraps an exception of a replica; its text is the remote traceback."""
-    error = RayTaskError("run", "Traceback ...\nand so on", cause)
+    error = RAY.RayTaskError("run", "Traceback ...\nand so on", cause)
     wrapped = error.as_instanceof_cause()
     assert isinstance(wrapped, RayTaskError)
     return wrapped
@@ -37,12 +41,16 @@ def from_replica(cause: Exception) -> RayTaskError:
         (from_replica(KeyError("a bug")), JobFailed, "KeyError: 'a bug'"),
         (ActorDiedError(), InsufficientCapacity, "died while it ran"),
         (ActorUnavailableError("gone", None), InsufficientCapacity, "died while it ran"),
-        (NodeDiedError("gone"), InsufficientCapacity, "died while it ran"),
+        (RAY.NodeDiedError("gone"), InsufficientCapacity, "died while it ran"),
         (WorkerCrashedError(), InsufficientCapacity, "died while it ran"),
-        (OutOfMemoryError("killed"), InsufficientCapacity, "died while it ran"),
+        (RAY.OutOfMemoryError("killed"), InsufficientCapacity, "died while it ran"),
         (ObjectLostError("ff" * 28, None, ""), InsufficientCapacity, "died while it ran"),
         (BackPressureError(num_queued_requests=1, max_queued_requests=1), InsufficientCapacity, ""),
-        (DeploymentUnavailableError("model"), InsufficientCapacity, "has no replica now"),
+        (
+            DeploymentUnavailableError(DeploymentID(name="model")),
+            InsufficientCapacity,
+            "has no replica now",
+        ),
         (RayServeException("no application"), InsufficientCapacity, "is not deployed"),
         (RayError("what is this\nsecond line"), JobFailed, "RayError: what is this"),
     ],

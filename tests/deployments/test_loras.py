@@ -134,6 +134,10 @@ async def test_a_bad_lora_is_named_and_does_no_harm(
         ('{"a/b": NaN}', "weight of a/b"),
         ('{"a/b": Infinity}', "weight of a/b"),
         ('{"a/b": null}', "weight of a/b"),
+        ('{"a/b": true}', "weight of a/b"),
+        ('{"a/b": 1' + "0" * 400 + "}", "weight of a/b"),
+        ("[" * 100_000, "not JSON"),
+        ('{"\\ud800": -1}', r"weight of \?"),
         ('{"a":1,"b":1,"c":1,"d":1,"e":1}', "at most 4, not 5"),
     ],
 )

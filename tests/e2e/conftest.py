@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,7 @@ import aiohttp
 import psutil
 import pytest
 
-from cluster.loopback import LoopbackOrchestrator
-from tests.e2e.programs import BIN
+from tests.e2e.programs import BIN, livepeer_ray
 
 PATIENCE_S = 90.0
 SECRET = "an orchestrator's secret"
@@ -27,9 +27,9 @@ BROKEN = "livepeer-ray/tiny-sd-broken"
 MISSING = "livepeer-ray/never-downloaded"
 
 
-@pytest.fixture(scope="session")
-def ray_address() -> Iterator[str]:
-    """A local cluster's address."""
+@contextmanager
+def ray_cluster() -> Iterator[str]:
+    """A local Ray cluster; yields its address."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.e2e.local_ray"],
         stdin=subprocess.PIPE,
@@ -41,8 +41,17 @@ def ray_address() -> Iterator[str]:
     assert process.stdout is not None
     address = process.stdout.readline().strip()
     assert address, "the Ray cluster did not start"
-    yield address
-    process.communicate(timeout=60)
+    try:
+        yield address
+    finally:
+        process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """The cluster that all tests share."""
+    with ray_cluster() as address:
+        yield address
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,13 +136,59 @@ def deployed(
     serve_run.wait()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Orchestrator:
+    """A loopback orchestrator in a process of its own, seen through its port."""
+
+    http: aiohttp.ClientSession
+    address: str
+    """`HOST:PORT`."""
+
+    async def status(self) -> dict[str, Any]:
+        """What it tells of itself."""
+        async with self.http.get("/status") as response:
+            document: dict[str, Any] = await response.json()
+            return document
+
+    async def advertises(self, expected: dict[str, int]) -> None:
+        """Waits until exactly this is advertised: slots by model, over all workers."""
+        slots: dict[str, int] = {}
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                while (slots := await self._slots("capacity")) != expected:
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise AssertionError(f"{slots} is advertised, not {expected}") from None
+
+    async def has_a_job_out(self) -> None:
+        """Waits until a worker has a job."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not any((await self._slots("in_use")).values()):
+                await asyncio.sleep(0.02)
+
+    async def has_no_worker(self) -> None:
+        """Waits until no worker is connected."""
+        async with asyncio.timeout(PATIENCE_S):
+            while (await self.status())["workers"]:
+                await asyncio.sleep(0.02)
+
+    async def _slots(self, what: str) -> dict[str, int]:
+        capacity = (await self.status())["capacity"].get(PIPELINE, {})
+        return {model_id: slots[what] for model_id, slots in capacity.items()}
+
+
 @pytest.fixture
-async def orchestrator() -> AsyncIterator[LoopbackOrchestrator]:
+async def orchestrator() -> AsyncIterator[Orchestrator]:
     """A loopback orchestrator; whatever a worker does wrong fails the test."""
-    async with LoopbackOrchestrator(secret=SECRET) as started:
-        yield started
-        assert started.faults == []
-        assert started.late == []
+    async with livepeer_ray("orchestrator", "--listen", "127.0.0.1:0", secret=SECRET) as process:
+        line = await process.says("^orchestrator listening on https://")
+        url = line.split()[3]
+        connector = aiohttp.TCPConnector(ssl=False, limit=0)  # its certificate is seconds old
+        async with aiohttp.ClientSession(url, connector=connector) as http:
+            started = Orchestrator(http=http, address=url.removeprefix("https://"))
+            yield started
+            status = await started.status()
+            assert (status["faults"], status["late"]) == ([], [])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,37 +219,9 @@ class Gateway:
 
 
 @pytest.fixture
-async def gateway(orchestrator: LoopbackOrchestrator) -> AsyncIterator[Gateway]:
+def gateway(orchestrator: Orchestrator) -> Gateway:
     """A gateway's client."""
-    connector = aiohttp.TCPConnector(ssl=False, limit=0)
-    async with aiohttp.ClientSession(orchestrator.url, connector=connector) as http:
-        yield Gateway(http=http)
-
-
-async def capacity_is(orchestrator: LoopbackOrchestrator, expected: dict[str, int]) -> None:
-    """Waits until exactly this is advertised: slots by model."""
-
-    def advertised() -> dict[str, int]:
-        return {
-            model_id: slots.capacity
-            for worker in orchestrator.workers
-            for (_, model_id), slots in worker.slots.items()
-        }
-
-    try:
-        async with asyncio.timeout(PATIENCE_S):
-            await orchestrator.wait_for_workers(lambda _: advertised() == expected)
-    except TimeoutError:
-        raise AssertionError(f"{advertised()} is advertised, not {expected}") from None
-
-
-async def job_is_handed_out(orchestrator: LoopbackOrchestrator) -> None:
-    """Waits until a worker has a job."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not any(  # noqa: ASYNC110 - slots are plain numbers, nobody tells when they change
-            slots.in_use for worker in orchestrator.workers for slots in worker.slots.values()
-        ):
-            await asyncio.sleep(0.01)
+    return Gateway(http=orchestrator.http)
 
 
 def replica_pids(model_id: str) -> set[int]:

@@ -1,6 +1,6 @@
 """The README's commands, executed as they stand there."""
 
-import os
+import contextlib
 import re
 import shutil
 from collections.abc import AsyncIterator
@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cluster.loopback import LoopbackOrchestrator
-from tests.e2e.conftest import SECOND, SECRET, TINY, Deployed, Gateway, capacity_is
+from tests.e2e.conftest import SECOND, SECRET, TINY, Deployed, Gateway, Orchestrator
 from tests.e2e.programs import BIN, Program, program
 
 ROOT = Path(__file__).parents[2]
@@ -28,15 +27,16 @@ def block(command: str) -> str:
 
 @asynccontextmanager
 async def operator(
-    script: str, deployed: Deployed, orchestrator: LoopbackOrchestrator | None = None
+    script: str, deployed: Deployed, orchestrator: Orchestrator | None = None
 ) -> AsyncIterator[Program]:
     """Runs a block in an operator's home, on the tests' cluster and for their orchestrator."""
     (deployed.home / ".lpData/orchSecret").write_text(f"{SECRET}\n")
+    with contextlib.suppress(FileExistsError):
+        (deployed.home / ".venv").symlink_to(BIN.parent)
     if orchestrator:
-        script = script.replace("orchestrator.example:8935", f"127.0.0.1:{orchestrator.port}")
+        script = script.replace("orchestrator.example:8935", orchestrator.address)
     environment = {
         "HOME": str(deployed.home),
-        "PATH": f"{BIN}:{os.environ['PATH']}",
         "LIVEPEER_RAY_RAY_ADDRESS": deployed.ray_address,
         "LIVEPEER_RAY_DEVICE": "cpu",
         "RAY_ADDRESS": deployed.ray_address,
@@ -45,7 +45,8 @@ async def operator(
     }
     # The last command replaces the shell, so that a signal to it reaches the program.
     *before, last = script.strip().splitlines()
-    line = "\n".join(["set -e", *before, f"exec {last}"])
+    activate = block(". .venv/bin/activate").splitlines()[0]
+    line = "\n".join(["set -e", activate, *before, f"exec {last}"])
     async with program(
         "/bin/bash", "-c", line, environment=environment, cwd=deployed.home
     ) as running:
@@ -55,7 +56,7 @@ async def operator(
 def test_every_block_is_executed_by_a_test_here() -> None:
     ours = [
         "make demo",
-        "livepeer-ray validate",
+        ". .venv/bin/activate",
         "livepeer-ray start",
         "serve run",
         "livepeer-ray bridge",
@@ -82,27 +83,25 @@ async def test_make_demo() -> None:
 
 
 async def test_validate(deployed: Deployed) -> None:
-    async with operator(block("livepeer-ray validate"), deployed) as validate:
+    async with operator(block(". .venv/bin/activate"), deployed) as validate:
         assert await validate.ends() == 0
         await validate.says(rf"text-to-image +{TINY} +yes +2")
 
 
-async def test_start(
-    deployed: Deployed, orchestrator: LoopbackOrchestrator, gateway: Gateway
-) -> None:
+async def test_start(deployed: Deployed, orchestrator: Orchestrator, gateway: Gateway) -> None:
     async with operator(block("livepeer-ray start"), deployed, orchestrator) as start:
-        await capacity_is(orchestrator, {TINY: 2, SECOND: 1})
+        await orchestrator.advertises({TINY: 2, SECOND: 1})
         assert (await gateway.text_to_image())[0] == 200
         assert SECRET not in start.output
 
 
 async def test_serve_run_and_bridge(
-    deployed: Deployed, orchestrator: LoopbackOrchestrator, gateway: Gateway
+    deployed: Deployed, orchestrator: Orchestrator, gateway: Gateway
 ) -> None:
     async with operator(block("serve run"), deployed) as serve_run:
         await serve_run.says("Submitted deploy config successfully")
         async with operator(block("livepeer-ray bridge"), deployed, orchestrator):
-            await capacity_is(orchestrator, {TINY: 2, SECOND: 1})
+            await orchestrator.advertises({TINY: 2, SECOND: 1})
             assert (await gateway.text_to_image())[0] == 200
         # At SIGTERM or SIGINT it would take down what the other tests use.
         serve_run.process.kill()

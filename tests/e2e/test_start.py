@@ -2,17 +2,27 @@
 
 import os
 import signal
+from contextlib import AsyncExitStack
+from pathlib import Path
 
 import psutil
 
-from cluster.loopback import LoopbackOrchestrator
-from tests.e2e.conftest import SECOND, SECRET, TINY, Deployed, Gateway, capacity_is, replica_pids
+from tests.e2e.conftest import (
+    SECOND,
+    SECRET,
+    TINY,
+    Deployed,
+    Gateway,
+    Orchestrator,
+    ray_cluster,
+    replica_pids,
+)
 from tests.e2e.programs import Program, livepeer_ray
 
 
-def start_flags(orchestrator: LoopbackOrchestrator, deployed: Deployed) -> tuple[str, ...]:
+def start_flags(orchestrator: Orchestrator, deployed: Deployed) -> tuple[str, ...]:
     return (
-        *("--orch-addr", f"127.0.0.1:{orchestrator.port}"),
+        *("--orch-addr", orchestrator.address),
         *("--ray-address", deployed.ray_address),
         *("--ai-models", str(deployed.ai_models)),
         *("--ai-models-dir", str(deployed.models_dir)),
@@ -28,11 +38,11 @@ def bridge_of(start: Program) -> psutil.Process:
 
 
 async def test_the_bridge_is_restarted_and_the_models_are_left_alone(
-    orchestrator: LoopbackOrchestrator, gateway: Gateway, deployed: Deployed
+    orchestrator: Orchestrator, gateway: Gateway, deployed: Deployed
 ) -> None:
     flags = start_flags(orchestrator, deployed)
     async with livepeer_ray("start", *flags, secret=SECRET) as start:
-        await capacity_is(orchestrator, {TINY: 2, SECOND: 1})
+        await orchestrator.advertises({TINY: 2, SECOND: 1})
         assert (await gateway.text_to_image())[0] == 200
         replicas = replica_pids(TINY) | replica_pids(SECOND)
         assert len(replicas) == 3
@@ -43,8 +53,8 @@ async def test_the_bridge_is_restarted_and_the_models_are_left_alone(
 
         os.kill(bridge.pid, signal.SIGKILL)
         await start.says("the bridge ended with status -9; starting it again")
-        await capacity_is(orchestrator, {})
-        await capacity_is(orchestrator, {TINY: 2, SECOND: 1})
+        await orchestrator.advertises({})
+        await orchestrator.advertises({TINY: 2, SECOND: 1})
         assert (await gateway.text_to_image())[0] == 200
 
         again = bridge_of(start)
@@ -57,31 +67,49 @@ async def test_the_bridge_is_restarted_and_the_models_are_left_alone(
 
 
 async def test_the_bridge_ends_when_its_supervisor_is_killed(
-    orchestrator: LoopbackOrchestrator, deployed: Deployed
+    orchestrator: Orchestrator, deployed: Deployed
 ) -> None:
     flags = start_flags(orchestrator, deployed)
     async with livepeer_ray("start", *flags, secret=SECRET) as start:
-        await capacity_is(orchestrator, {TINY: 2, SECOND: 1})
+        await orchestrator.advertises({TINY: 2, SECOND: 1})
         bridge = bridge_of(start)
         start.signal(signal.SIGKILL)
-        await orchestrator.wait_for_workers(lambda workers: not workers)
+        await orchestrator.has_no_worker()
         assert psutil.wait_procs([bridge], timeout=60)[0] == [bridge]
 
 
+async def test_the_supervisor_outlasts_its_cluster(
+    orchestrator: Orchestrator, tmp_path: Path
+) -> None:
+    async with AsyncExitStack() as stack:
+        with ray_cluster() as address:
+            flags = (
+                *("--orch-addr", orchestrator.address),
+                *("--ray-address", address),
+                *("--ai-models", "text-to-image:org/never-downloaded:true"),
+                *("--ai-models-dir", str(tmp_path)),
+            )
+            start = await stack.enter_async_context(livepeer_ray("start", *flags, secret=SECRET))
+            await start.says("capacity: nothing")
+        os.kill(bridge_of(start).pid, signal.SIGKILL)
+        await start.says("no Ray cluster at")
+        await start.says("the bridge ended with status 4; starting it again")
+
+
 async def test_deploying_again_leaves_the_replicas_alone(
-    orchestrator: LoopbackOrchestrator, deployed: Deployed
+    orchestrator: Orchestrator, deployed: Deployed
 ) -> None:
     flags = start_flags(orchestrator, deployed)
     async with livepeer_ray("start", *flags, secret=SECRET):
-        await capacity_is(orchestrator, {TINY: 2, SECOND: 1})
+        await orchestrator.advertises({TINY: 2, SECOND: 1})
         replicas = replica_pids(TINY) | replica_pids(SECOND)
     async with livepeer_ray("start", *flags, secret=SECRET):
-        await capacity_is(orchestrator, {TINY: 2, SECOND: 1})
+        await orchestrator.advertises({TINY: 2, SECOND: 1})
         assert replica_pids(TINY) | replica_pids(SECOND) == replicas
 
 
 async def test_a_wrong_secret_ends_the_supervisor_too(
-    orchestrator: LoopbackOrchestrator, deployed: Deployed
+    orchestrator: Orchestrator, deployed: Deployed
 ) -> None:
     flags = start_flags(orchestrator, deployed)
     async with livepeer_ray("start", *flags, secret="not the secret") as start:

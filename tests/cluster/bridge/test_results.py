@@ -203,7 +203,7 @@ async def test_an_orchestrator_that_is_away_for_a_moment_gets_its_answer(
         job = await job_from(orchestrator)
     delivering = asyncio.create_task(delivery.deliver(job, success(image_result(1))))
     async with asyncio.timeout(30):
-        while "not delivered, again" not in caplog.text:  # noqa: ASYNC110 - a log has no event
+        while "not delivered, again" not in caplog.text:
             await asyncio.sleep(0.01)
     async with orchestrator.running(tls):
         assert await delivering
