@@ -10,7 +10,8 @@ import pytest
 
 from cluster.bridge.address import Address
 from cluster.bridge.peer import identify
-from cluster.bridge.registration import BACKOFF_MAX_S, backoff_s, open_stream
+from cluster.bridge.registration import BACKOFF_MAX_S, backoff_s
+from cluster.bridge.stream import open_stream
 from cluster.errors import (
     FingerprintMismatch,
     InvalidSecret,

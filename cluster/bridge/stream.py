@@ -1,0 +1,196 @@
+"""One registration on the wire: a connection, a call on it, and the jobs that it brings."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+from cluster.bridge.address import Address
+from cluster.bridge.job import Job
+from cluster.bridge.peer import CONNECT_TIMEOUT_S, Peer, identify
+from cluster.errors import InvalidSecret, OrchestratorRefused, OrchestratorUnreachable
+from cluster.protocol import lp_rpc_pb2 as pb
+from cluster.protocol.lp_rpc_pb2_grpc import AIWorkerStub
+
+SETTLE_S = 0.5
+"""A registration is not acknowledged: it is good when the connection is up and the call still
+open after this time. Refusals arrive within milliseconds (measured)."""
+
+QUIET_S, QUIET_PATIENCE_S = 0.25, 5.0
+"""An old registration is closed after a pause in its jobs of this length, or after so long."""
+
+CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
+    # The orchestrator knows a worker by its ip:port, so each registration has a connection of
+    # its own; two on one corrupt each other's counts.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # Without this a hung peer is noticed after 61 s, whatever the keepalive says.
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # Jobs carry prompts and masks; the default of 4 MiB ends the stream.
+    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+    ("grpc.enable_http_proxy", 0),
+]
+
+
+class Stream:
+    """One registration that stands: a connection, a call on it and the task that reads it."""
+
+    def __init__(
+        self,
+        *,
+        peer: Peer,
+        channel: grpc.aio.Channel,
+        call: Any,
+        jobs: "_Jobs",
+        reader: "asyncio.Task[None]",
+    ) -> None:
+        """Takes the parts; `open_stream` makes them."""
+        self.peer = peer
+        self.opened_at = asyncio.get_running_loop().time()
+        self._channel = channel
+        self._call = call
+        self._jobs = jobs
+        self.reader = reader
+        """Done when the stream has ended; raises RegistrationError when it ended badly."""
+
+    async def close_when_quiet(self) -> None:
+        """Closes between two jobs, or after a while in any case.
+
+        A job that the orchestrator sends in the moment of closing is lost, and it prefers the
+        older of two registrations. So we wait for a pause in the jobs, which ends as soon as
+        it is long against a round trip.
+        """
+        clock = asyncio.get_running_loop().time
+        give_up_at = clock() + QUIET_PATIENCE_S
+        while not self.reader.done() and clock() < give_up_at:
+            jobs = self._jobs.count
+            await asyncio.wait({self.reader}, timeout=QUIET_S)
+            if self._jobs.count == jobs:
+                break
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the call, which takes this registration's capacity back, and disconnects."""
+        self._call.cancel()
+        await asyncio.gather(self.reader, return_exceptions=True)
+        await self._channel.close()
+
+
+async def open_stream(
+    request: pb.RegisterAIWorkerRequest,
+    *,
+    address: Address,
+    pin: str | None,
+    last_peer: Peer | None,
+    on_job: Callable[[Job], None],
+) -> Stream:
+    """Registers and waits until the registration stands.
+
+    Certificate and channel are new for every attempt: the orchestrator may be another process
+    by now, and an old channel replays its old error.
+
+    Args:
+        request: secret, capabilities and hardware.
+        address: of the orchestrator.
+        pin: SHA-256 fingerprint that its certificate must have.
+        last_peer: who was there before; kept when it is the same process, and with it the
+            TLS context that open HTTPS connections belong to.
+        on_job: called for every job.
+
+    Raises:
+        InvalidSecret: fatal.
+        RegistrationError: any other reason why there is no registration.
+    """
+    peer = await identify(address, pin=pin)
+    if last_peer == peer:
+        peer = last_peer
+    channel = _channel(peer)
+    try:
+        call = AIWorkerStub(channel).RegisterAIWorker(request)
+        jobs = _Jobs(peer=peer, on_job=on_job)
+        reader = asyncio.create_task(jobs.read(call))
+        try:
+            await _settle(channel, reader, jobs)
+        except BaseException:
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+            raise
+    except BaseException:
+        await channel.close()
+        raise
+    return Stream(peer=peer, channel=channel, call=call, jobs=jobs, reader=reader)
+
+
+def _channel(peer: Peer) -> grpc.aio.Channel:
+    if peer.pem is None:
+        return grpc.aio.insecure_channel(peer.address.authority, options=CHANNEL_OPTIONS)
+    return grpc.aio.secure_channel(
+        peer.address.authority,
+        grpc.ssl_channel_credentials(root_certificates=peer.pem),
+        options=[*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", peer.name)],
+    )
+
+
+async def _settle(channel: grpc.aio.Channel, reader: "asyncio.Task[None]", jobs: "_Jobs") -> None:
+    """Returns when the registration stands; raises what ended it otherwise."""
+    ready = asyncio.create_task(channel.channel_ready())
+    try:
+        await asyncio.wait(
+            {ready, reader}, timeout=CONNECT_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
+        )
+        if not ready.done() and not reader.done():
+            raise OrchestratorUnreachable(
+                f"{jobs.peer.address} accepts connections and does not speak gRPC"
+            )
+    finally:
+        ready.cancel()
+    await asyncio.wait({reader}, timeout=SETTLE_S)
+    if reader.done():
+        reader.result()
+        if jobs.count:
+            raise ended(jobs.peer.address)
+        raise OrchestratorRefused(
+            f"{jobs.peer.address} ended the registration at once and without an error, as it does "
+            "when it is newer than the version that we advertise: raise --advertise-version"
+        )
+
+
+def ended(address: Address) -> OrchestratorUnreachable:
+    """What a stream means that ended without an error."""
+    return OrchestratorUnreachable(
+        f"{address} ended the registration: it was stopped, or it dropped this worker because a "
+        "job was not answered in time"
+    )
+
+
+class _Jobs:
+    """The jobs of one stream."""
+
+    def __init__(self, *, peer: Peer, on_job: Callable[[Job], None]) -> None:
+        self.peer = peer
+        self.count = 0
+        """How many have come."""
+        self._on_job = on_job
+
+    async def read(self, call: Any) -> None:
+        """Takes jobs until the stream ends; raises RegistrationError when it ends badly."""
+        clock = asyncio.get_running_loop().time
+        try:
+            # Asking for initial metadata would hang: no headers come before the first job.
+            async for message in call:
+                self.count += 1
+                self._on_job(Job.from_message(message, peer=self.peer, received_at=clock()))
+        except grpc.aio.AioRpcError as error:
+            details = error.details() or ""
+            if error.code() is grpc.StatusCode.UNKNOWN and details == "invalid secret":
+                raise InvalidSecret(
+                    f"{self.peer.address} does not accept the secret: --orch-secret must be the "
+                    "orchestrator's -orchSecret, or the path of a file that exists"
+                ) from None
+            raise OrchestratorUnreachable(
+                f"{self.peer.address}: {error.code().name} {details}"
+            ) from None
