@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import secrets
+import signal
 import sys
 import tempfile
 import time
@@ -49,6 +50,8 @@ class Picture:
 def run(output: Path) -> int:
     """Runs the demo and returns the exit status."""
     output.mkdir(parents=True, exist_ok=True)
+    # As at Ctrl-C, everything that was started is ended in order.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         asyncio.run(_demo(output))
     except (DemoFailed, aiohttp.ClientError, TimeoutError, OSError) as error:

@@ -27,9 +27,27 @@ BROKEN = "livepeer-ray/tiny-sd-broken"
 MISSING = "livepeer-ray/never-downloaded"
 
 
+@dataclass(frozen=True, kw_only=True)
+class RayCluster:
+    """A local Ray cluster."""
+
+    address: str
+    pid: int
+    """Of the process that everything else of it descends from."""
+
+    def replicas(self, model_id: str) -> set[int]:
+        """The processes of a model's replicas, by the titles that Ray gives them."""
+        title = f"ray::ServeReplica:{PIPELINE}--{model_id.replace('/', '--')}:"
+        return {
+            process.pid
+            for process in psutil.Process(self.pid).children(recursive=True)
+            if process.name().startswith(title)
+        }
+
+
 @contextmanager
-def ray_cluster() -> Iterator[str]:
-    """A local Ray cluster; yields its address."""
+def ray_cluster() -> Iterator[RayCluster]:
+    """Runs a local Ray cluster."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.e2e.local_ray"],
         stdin=subprocess.PIPE,
@@ -42,23 +60,23 @@ def ray_cluster() -> Iterator[str]:
     address = process.stdout.readline().strip()
     assert address, "the Ray cluster did not start"
     try:
-        yield address
+        yield RayCluster(address=address, pid=process.pid)
     finally:
         process.communicate(timeout=60)
 
 
 @pytest.fixture(scope="session")
-def ray_address() -> Iterator[str]:
+def ray() -> Iterator[RayCluster]:
     """The cluster that all tests share."""
-    with ray_cluster() as address:
-        yield address
+    with ray_cluster() as running:
+        yield running
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deployed:
     """Models on Serve, deployed as the README says."""
 
-    ray_address: str
+    ray: RayCluster
     home: Path
     """An operator's home directory, with everything where go-livepeer keeps it."""
 
@@ -82,10 +100,10 @@ class Deployed:
 
 @pytest.fixture(scope="session")
 def deployed(
-    ray_address: str, tiny_models_dir: Path, tmp_path_factory: pytest.TempPathFactory
+    ray: RayCluster, tiny_models_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployed]:
     """Two models that work, one that is broken and one that is missing, by `serve run`."""
-    deployed = Deployed(ray_address=ray_address, home=tmp_path_factory.mktemp("home"))
+    deployed = Deployed(ray=ray, home=tmp_path_factory.mktemp("home"))
     models_dir, ai_models = deployed.models_dir, deployed.ai_models
     models_dir.mkdir(parents=True)
     for model_id in (TINY, SECOND, BROKEN):
@@ -123,7 +141,7 @@ def deployed(
         )
     with (models_dir / "serve-run.log").open("w") as log:
         serve_run = subprocess.Popen(
-            [BIN / "serve", "run", config_file, "--address", ray_address],
+            [BIN / "serve", "run", config_file, "--address", ray.address],
             stdout=log,
             stderr=log,
             env={**os.environ, "RAY_AUTH_MODE": "token"},
@@ -222,13 +240,3 @@ class Gateway:
 def gateway(orchestrator: Orchestrator) -> Gateway:
     """A gateway's client."""
     return Gateway(http=orchestrator.http)
-
-
-def replica_pids(model_id: str) -> set[int]:
-    """The processes of a model's replicas, by the titles that Ray gives them."""
-    title = f"ray::ServeReplica:{PIPELINE}--{model_id.replace('/', '--')}:"
-    return {
-        process.pid
-        for process in psutil.process_iter(["name"])
-        if process.info["name"].startswith(title)
-    }

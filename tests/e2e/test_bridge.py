@@ -19,7 +19,6 @@ from tests.e2e.conftest import (
     Deployed,
     Gateway,
     Orchestrator,
-    replica_pids,
 )
 from tests.e2e.programs import livepeer_ray
 
@@ -28,7 +27,7 @@ def bridge_flags(orchestrator: Orchestrator, deployed: Deployed, *models: str) -
     ai_models = deployed.only(*models) if models else str(deployed.ai_models)
     return (
         *("--orch-addr", orchestrator.address),
-        *("--ray-address", deployed.ray_address),
+        *("--ray-address", deployed.ray.address),
         *("--ai-models", ai_models),
     )
 
@@ -144,7 +143,7 @@ async def test_a_killed_replica_costs_one_answer_and_comes_back(
         # A replica that dies before the request reaches it costs nothing: Serve sends it to
         # the next one. This is about one that has begun.
         await asyncio.sleep(1.0)
-        (pid,) = replica_pids(SECOND)
+        (pid,) = deployed.ray.replicas(SECOND)
         os.kill(pid, signal.SIGKILL)
         status, document = await asked
         assert status == 503

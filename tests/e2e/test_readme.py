@@ -37,9 +37,9 @@ async def operator(
         script = script.replace("orchestrator.example:8935", orchestrator.address)
     environment = {
         "HOME": str(deployed.home),
-        "LIVEPEER_RAY_RAY_ADDRESS": deployed.ray_address,
+        "LIVEPEER_RAY_RAY_ADDRESS": deployed.ray.address,
         "LIVEPEER_RAY_DEVICE": "cpu",
-        "RAY_ADDRESS": deployed.ray_address,
+        "RAY_ADDRESS": deployed.ray.address,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(Path.home() / ".ray/auth_token"),
     }

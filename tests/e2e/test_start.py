@@ -15,7 +15,6 @@ from tests.e2e.conftest import (
     Gateway,
     Orchestrator,
     ray_cluster,
-    replica_pids,
 )
 from tests.e2e.programs import Program, livepeer_ray
 
@@ -23,7 +22,7 @@ from tests.e2e.programs import Program, livepeer_ray
 def start_flags(orchestrator: Orchestrator, deployed: Deployed) -> tuple[str, ...]:
     return (
         *("--orch-addr", orchestrator.address),
-        *("--ray-address", deployed.ray_address),
+        *("--ray-address", deployed.ray.address),
         *("--ai-models", str(deployed.ai_models)),
         *("--ai-models-dir", str(deployed.models_dir)),
         *("--device", "cpu"),
@@ -44,7 +43,7 @@ async def test_the_bridge_is_restarted_and_the_models_are_left_alone(
     async with livepeer_ray("start", *flags, secret=SECRET) as start:
         await orchestrator.advertises({TINY: 2, SECOND: 1})
         assert (await gateway.text_to_image())[0] == 200
-        replicas = replica_pids(TINY) | replica_pids(SECOND)
+        replicas = deployed.ray.replicas(TINY) | deployed.ray.replicas(SECOND)
         assert len(replicas) == 3
 
         bridge = bridge_of(start)
@@ -61,7 +60,7 @@ async def test_the_bridge_is_restarted_and_the_models_are_left_alone(
         assert again.pid != bridge.pid
         start.signal(signal.SIGTERM)
         assert await start.ends() == 0
-        assert replica_pids(TINY) | replica_pids(SECOND) == replicas
+        assert deployed.ray.replicas(TINY) | deployed.ray.replicas(SECOND) == replicas
         assert not again.is_running()
         assert SECRET not in start.output
 
@@ -82,10 +81,10 @@ async def test_the_supervisor_outlasts_its_cluster(
     orchestrator: Orchestrator, tmp_path: Path
 ) -> None:
     async with AsyncExitStack() as stack:
-        with ray_cluster() as address:
+        with ray_cluster() as ray:
             flags = (
                 *("--orch-addr", orchestrator.address),
-                *("--ray-address", address),
+                *("--ray-address", ray.address),
                 *("--ai-models", "text-to-image:org/never-downloaded:true"),
                 *("--ai-models-dir", str(tmp_path)),
             )
@@ -102,10 +101,10 @@ async def test_deploying_again_leaves_the_replicas_alone(
     flags = start_flags(orchestrator, deployed)
     async with livepeer_ray("start", *flags, secret=SECRET):
         await orchestrator.advertises({TINY: 2, SECOND: 1})
-        replicas = replica_pids(TINY) | replica_pids(SECOND)
+        replicas = deployed.ray.replicas(TINY) | deployed.ray.replicas(SECOND)
     async with livepeer_ray("start", *flags, secret=SECRET):
         await orchestrator.advertises({TINY: 2, SECOND: 1})
-        assert replica_pids(TINY) | replica_pids(SECOND) == replicas
+        assert deployed.ray.replicas(TINY) | deployed.ray.replicas(SECOND) == replicas
 
 
 async def test_a_wrong_secret_ends_the_supervisor_too(
