@@ -5,6 +5,7 @@ The replica class stands as an import string, so that reading the table imports 
 
 from dataclasses import dataclass
 
+from deployments.schemas.audio_to_text import AudioToTextRequest
 from deployments.schemas.base import Request
 from deployments.schemas.text_to_image import TextToImageRequest
 
@@ -32,6 +33,13 @@ _ALL = (
         capability=27,
         request=TextToImageRequest,
         replica="deployments.text_to_image:TextToImageReplica",
+    ),
+    Pipeline(
+        name="audio-to-text",
+        capability=31,
+        request=AudioToTextRequest,
+        replica="deployments.audio_to_text:AudioToTextReplica",
+        file="audio",
     ),
 )
 
