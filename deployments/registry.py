@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from deployments.schemas.audio_to_text import AudioToTextRequest
 from deployments.schemas.base import Request
 from deployments.schemas.text_to_image import TextToImageRequest
+from deployments.schemas.text_to_speech import TextToSpeechRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,12 @@ _ALL = (
         request=AudioToTextRequest,
         replica="deployments.audio_to_text:AudioToTextReplica",
         file="audio",
+    ),
+    Pipeline(
+        name="text-to-speech",
+        capability=36,
+        request=TextToSpeechRequest,
+        replica="deployments.text_to_speech:TextToSpeechReplica",
     ),
 )
 
