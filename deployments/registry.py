@@ -5,8 +5,10 @@ The replica class stands as an import string, so that reading the table imports 
 
 from dataclasses import dataclass
 
+from deployments.schemas.audio_to_text import AudioToTextRequest
 from deployments.schemas.base import Request
 from deployments.schemas.text_to_image import TextToImageRequest
+from deployments.schemas.text_to_speech import TextToSpeechRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,19 @@ _ALL = (
         capability=27,
         request=TextToImageRequest,
         replica="deployments.text_to_image:TextToImageReplica",
+    ),
+    Pipeline(
+        name="audio-to-text",
+        capability=31,
+        request=AudioToTextRequest,
+        replica="deployments.audio_to_text:AudioToTextReplica",
+        file="audio",
+    ),
+    Pipeline(
+        name="text-to-speech",
+        capability=36,
+        request=TextToSpeechRequest,
+        replica="deployments.text_to_speech:TextToSpeechReplica",
     ),
 )
 

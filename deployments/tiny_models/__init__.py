@@ -15,6 +15,7 @@ from typing import Any
 
 from deployments.errors import LivepeerRayError
 from deployments.tiny_models.repository import write_repository
+from deployments.tiny_models.speech import save_vits, save_whisper
 from deployments.tiny_models.stable_diffusion import save_stable_diffusion
 
 AI_MODELS_FILE = "aiModels.json"
@@ -50,6 +51,8 @@ RECIPES: dict[str, Recipe] = {
         save=save_stable_diffusion,
         entry={"capacity": 2, "ray": {"max_ongoing_requests": 2}},
     ),
+    "audio-to-text": Recipe(name="tiny-whisper", save=save_whisper),
+    "text-to-speech": Recipe(name="tiny-vits", save=save_vits),
 }
 """By pipeline."""
 

@@ -1,0 +1,44 @@
+"""text-to-speech: the runner API's parameters and response.
+
+Names are ai-runner's (runner/src/runner/routes/text_to_speech.py).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import StringConstraints
+
+from deployments.schemas.base import MediaFile, Request, Result
+
+MAX_TEXT_CHARS = 10_000
+"""About eleven minutes of speech, a file of 20 to 60 MB. It has to be there within ten minutes,
+and models speak little faster than people do on a small GPU."""
+
+
+class TextToSpeechRequest(Request):
+    """Speak a text."""
+
+    text: Annotated[
+        str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_TEXT_CHARS)
+    ]
+    description: str = ""
+    """The voice in words. Parler-TTS takes it; the models that are served do not, so it is
+    ignored, as clients send it to all models."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextToSpeechResult(Result):
+    """Speech."""
+
+    audio: MediaFile
+
+    @property
+    def files(self) -> Sequence[MediaFile]:
+        """The one WAV file."""
+        return [self.audio]
+
+    def document(self, urls: Sequence[str]) -> dict[str, Any]:
+        """Returns ai-runner's AudioResponse."""
+        (url,) = urls
+        return {"audio": {"url": url}}
