@@ -6,6 +6,7 @@ The replica class stands as an import string, so that reading the table imports 
 from dataclasses import dataclass
 
 from deployments.schemas.base import Request
+from deployments.schemas.llm import LLMRequest
 from deployments.schemas.text_to_image import TextToImageRequest
 
 
@@ -32,6 +33,13 @@ _ALL = (
         capability=27,
         request=TextToImageRequest,
         replica="deployments.text_to_image:TextToImageReplica",
+    ),
+    Pipeline(
+        name="llm",
+        capability=33,
+        request=LLMRequest,
+        replica="deployments.llm:LLMReplica",
+        model_field="model",
     ),
 )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deployments.errors import LivepeerRayError
+from deployments.tiny_models.language_model import save_language_model
 from deployments.tiny_models.repository import write_repository
 from deployments.tiny_models.stable_diffusion import save_stable_diffusion
 
@@ -49,6 +50,11 @@ RECIPES: dict[str, Recipe] = {
         name="tiny-sd",
         save=save_stable_diffusion,
         entry={"capacity": 2, "ray": {"max_ongoing_requests": 2}},
+    ),
+    "llm": Recipe(
+        name="tiny-qwen3",
+        save=save_language_model,
+        entry={"ray": {"max_ongoing_requests": 8}},
     ),
 }
 """By pipeline."""
