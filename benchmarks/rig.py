@@ -32,6 +32,7 @@ from cluster.bridge.inputs import Inputs
 from cluster.bridge.job import Job
 from cluster.bridge.registration import WorkerRegistration
 from cluster.bridge.results import Answer, Delivery
+from cluster.bridge.streams import Stream
 from cluster.capacity import Capacity, CapacityWatch, ModelCapacity
 from cluster.errors import LivepeerRayError
 from cluster.serve_config import serve_config
@@ -195,7 +196,7 @@ class _TimedDelivery(Delivery):
         super().__init__(secret=secret)
         self._deliver_s: dict[int, float] = {}
 
-    async def deliver(self, job: Job, answer: Answer) -> bool:
+    async def deliver(self, job: Job, answer: Answer | Stream) -> bool:
         began = time.perf_counter()
         delivered = await super().deliver(job, answer)
         self._deliver_s[job.task_id] = time.perf_counter() - began

@@ -1,6 +1,8 @@
 """Runs requests on Serve replicas through deployment handles, and reads their failures."""
 
 import asyncio
+from collections.abc import AsyncGenerator
+from typing import cast
 
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
@@ -10,7 +12,7 @@ from ray.serve.exceptions import (
     RayServeException,
     ReplicaUnavailableError,
 )
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from cluster.ai_models import ModelKey
 from cluster.errors import (
@@ -22,7 +24,7 @@ from cluster.errors import (
     ReplicaError,
 )
 from cluster.serve_config import app_name
-from deployments.schemas.base import Completed, Request, Result
+from deployments.schemas.base import Chunk, Completed, Request, Result
 
 
 class RayBackend:
@@ -35,10 +37,8 @@ class RayBackend:
     async def run(self, key: ModelKey, request: Request) -> Completed[Result]:
         """Runs one request on a replica of the model; see `Backend.run`."""
         try:
-            if key not in self._handles:
-                # Asks the controller, which may take a while: off the event loop.
-                self._handles[key] = await asyncio.to_thread(serve.get_app_handle, app_name(key))
-            response = self._handles[key].run.remote(request)
+            handle = await self._handle(key)
+            response = handle.run.remote(request)
             try:
                 completed: Completed[Result] = await response
             except asyncio.CancelledError:
@@ -48,6 +48,29 @@ class RayBackend:
         except Exception as error:
             raise as_job_error(error, key) from error
         return completed
+
+    async def stream(self, key: ModelKey, request: Request) -> AsyncGenerator[Chunk, None]:
+        """Streams one answer from a replica of the model; see `Backend.stream`."""
+        try:
+            handle = await self._handle(key)
+            response = cast(
+                "DeploymentResponseGenerator[Chunk]",
+                handle.options(stream=True).stream.remote(request),
+            )
+            try:
+                async for chunk in response:
+                    yield chunk
+            finally:
+                # A stream that nobody reads runs to its end otherwise, and holds its slot.
+                response.cancel()  # type: ignore[no-untyped-call]
+        except Exception as error:
+            raise as_job_error(error, key) from error
+
+    async def _handle(self, key: ModelKey) -> DeploymentHandle[Completed[Result]]:
+        if key not in self._handles:
+            # Asks the controller, which may take a while: off the event loop.
+            self._handles[key] = await asyncio.to_thread(serve.get_app_handle, app_name(key))
+        return self._handles[key]
 
 
 def as_job_error(error: Exception, key: ModelKey) -> JobError:
