@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,26 +162,25 @@ class LLMReplica(Replica[LLMRequest, Progress, LLMResult]):
             BadRequest: nobody could serve this request.
             InferenceFailed: the engine raised.
         """
+        began = time.perf_counter()
         completion = self._completion()
         prompt = await self._tokenized(request)
         detokenizer = Detokenizer(self._tokenizer)
         async with aclosing(self._progress(prompt, stream=True)) as progresses:
             async for progress in progresses:
                 text = detokenizer.feed(self._spoken(progress), last=progress.finished)
-                usage = _usage(prompt, progress)
-                pieces = [
-                    text[start : start + MAX_CHUNK_CHARS]
-                    for start in range(0, len(text), MAX_CHUNK_CHARS)
-                ]
-                for piece in pieces:
-                    yield LLMChunk(completion=completion, text=piece, usage=usage)
+                chunk = LLMChunk(
+                    completion=completion,
+                    text="",
+                    usage=_usage(prompt, progress),
+                    replica=self.replica_id,
+                    compute_s=time.perf_counter() - began,
+                )
+                for start in range(0, len(text), MAX_CHUNK_CHARS):
+                    yield replace(chunk, text=text[start : start + MAX_CHUNK_CHARS])
                 if progress.finished:
-                    reason = self._finish_reason(progress)
-                    yield LLMChunk(
-                        completion=completion, text="", usage=usage, finish_reason=reason
-                    )
-                    return
-                if pieces:
+                    yield chunk.finish(self._finish_reason(progress))
+                elif text:
                     # What is generated meanwhile comes in one piece.
                     await asyncio.sleep(FLUSH_S)
 

@@ -218,6 +218,7 @@ class Bridge:
         finally:
             self._streams.discard(stream)
             await stream.aclose()
+        record.replica, record.compute_s = stream.last.replica, stream.last.compute_s
         if stream.failed:
             record.outcome = "the stream was cut short"
 

@@ -40,7 +40,8 @@ class Stream:
             rest: the chunks after it.
         """
         self._name = name
-        self._first = first
+        self.last = first
+        """The newest chunk that was taken from the replica."""
         self._rest = rest
         self._rest_in_use = asyncio.Lock()
         self._cut_at: float | None = None
@@ -82,30 +83,29 @@ class Stream:
         """The body: an event a chunk, the finishing one last."""
         self.begun = True
         self.cut(at=asyncio.get_running_loop().time() + MAX_STREAM_S)
-        chunk = self._first
-        yield event(chunk)
-        while not chunk.finishes:
-            chunk = await self._next(chunk)
-            yield event(chunk)
+        yield event(self.last)
+        while not self.last.finishes:
+            self.last = await self._next()
+            yield event(self.last)
 
-    async def _next(self, last: Chunk) -> Chunk:
-        """Returns the chunk after `last`, one that finishes if there is none."""
+    async def _next(self) -> Chunk:
+        """Returns the next chunk, one that finishes if there is none."""
         try:
             async with self._rest_in_use, asyncio.timeout_at(self._cut_at) as self._waiting:
                 return await anext(self._rest)
         except TimeoutError:
-            return self._cut_short(last, "length", "its time is over")
+            return self._cut_short("length", "its time is over")
         except StopAsyncIteration:
-            return self._cut_short(last, "error", "the replica ended it without a finish")
+            return self._cut_short("error", "the replica ended it without a finish")
         except Exception as error:  # noqa: BLE001 - the client has to see that it is not whole
-            return self._cut_short(last, "error", f"{type(error).__name__}: {error}")
+            return self._cut_short("error", f"{type(error).__name__}: {error}")
         finally:
             self._waiting = None
 
-    def _cut_short(self, last: Chunk, reason: str, why: str) -> Chunk:
+    def _cut_short(self, reason: str, why: str) -> Chunk:
         logger.warning("%s: the stream was cut short: %s", self._name, why)
         self.failed = True
-        return last.finish(reason)
+        return self.last.finish(reason)
 
 
 def event(chunk: Chunk) -> bytes:

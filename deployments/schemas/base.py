@@ -100,8 +100,14 @@ class Completed(Generic[ResultT_co]):
     """Seconds from when the replica took the request up to the finished result."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk(ABC):
     """One piece of a streamed answer, and the last one if it `finishes`."""
+
+    replica: str
+    """Ray Serve's replica id."""
+    compute_s: float
+    """Seconds from when the replica took the request up to this chunk."""
 
     @property
     @abstractmethod

@@ -34,8 +34,8 @@ def _tokenizer() -> Any:
     tokenizer.train_from_iterator(CORPUS, trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",  # noqa: S106 - no password
+        pad_token="<|endoftext|>",  # noqa: S106 - no password
         additional_special_tokens=["<|im_start|>"],
         model_max_length=CONTEXT_TOKENS,
     )

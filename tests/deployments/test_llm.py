@@ -141,6 +141,7 @@ async def test_a_stream_says_the_same(replica: LLMReplica, max_tokens: int) -> N
     assert len({chunk.completion for chunk in chunks}) == 1
     counts = [chunk.usage.completion_tokens for chunk in chunks]
     assert counts == sorted(counts)
+    assert {chunk.replica for chunk in chunks} == {"in-process"}
     document = chunks[0].document()
     assert document["choices"][0]["delta"] == {"role": "assistant", "content": chunks[0].text}
     assert document["usage"]["prompt_tokens"] == whole.usage.prompt_tokens

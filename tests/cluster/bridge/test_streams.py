@@ -35,6 +35,8 @@ def chunk(text: str, finish_reason: str = "", tokens: int = 1) -> LLMChunk:
         text=text,
         finish_reason=finish_reason,
         usage=Usage(prompt_tokens=3, completion_tokens=tokens),
+        replica="chatty",
+        compute_s=float(tokens),
     )
 
 
@@ -204,6 +206,7 @@ async def test_a_stream_is_written_as_the_orchestrator_reads_it() -> None:
         record = await running.record()
     assert record.delivered
     assert (record.outcome, record.model_id) == ("ok", CHAT.model_id)
+    assert (record.replica, record.compute_s) == ("chatty", 2.0)
     (headers,) = running.orchestrator.headers
     assert headers["Content-Type"] == "text/event-stream"
     assert headers["TaskId"] == "1"
