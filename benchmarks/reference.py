@@ -20,6 +20,7 @@ import base64
 import io
 import json
 import time
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from cluster.ai_models import ModelKey
-from deployments.schemas.base import Completed, MediaFile, Request, Result
+from deployments.schemas.base import Chunk, Completed, MediaFile, Request, Result
 from deployments.schemas.images import Image, ImagesResult
 
 PNG_LEVEL = 6
@@ -56,6 +57,10 @@ class ReferenceBackend:
             replica="imitation",
             compute_s=time.perf_counter() - began,
         )
+
+    def stream(self, key: ModelKey, request: Request) -> AsyncGenerator[Chunk, None]:
+        """Is never asked for: pictures are not streamed."""
+        raise NotImplementedError(f"{key}: {request}")
 
 
 def reference_path(pixels: NDArray[np.uint8]) -> bytes:

@@ -28,6 +28,7 @@ from cluster.ai_models import AIModel, ModelKey, RayOptions
 from cluster.backends.ray_serve import RayBackend
 from cluster.bridge.address import Address
 from cluster.bridge.bridge import Bridge, JobRecord
+from cluster.bridge.event_stream import Stream
 from cluster.bridge.inputs import Inputs
 from cluster.bridge.job import Job
 from cluster.bridge.registration import WorkerRegistration
@@ -195,7 +196,7 @@ class _TimedDelivery(Delivery):
         super().__init__(secret=secret)
         self._deliver_s: dict[int, float] = {}
 
-    async def deliver(self, job: Job, answer: Answer) -> bool:
+    async def deliver(self, job: Job, answer: Answer | Stream) -> bool:
         began = time.perf_counter()
         delivered = await super().deliver(job, answer)
         self._deliver_s[job.task_id] = time.perf_counter() - began

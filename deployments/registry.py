@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from deployments.schemas.audio_to_text import AudioToTextRequest
 from deployments.schemas.base import Request
+from deployments.schemas.llm import LLMRequest
 from deployments.schemas.text_to_image import TextToImageRequest
 from deployments.schemas.text_to_speech import TextToSpeechRequest
 
@@ -47,6 +48,13 @@ _ALL = (
         capability=36,
         request=TextToSpeechRequest,
         replica="deployments.text_to_speech:TextToSpeechReplica",
+    ),
+    Pipeline(
+        name="llm",
+        capability=33,
+        request=LLMRequest,
+        replica="deployments.llm:LLMReplica",
+        model_field="model",
     ),
 )
 

@@ -1,18 +1,27 @@
 """Where a job's work is done. Every backend serves one or many models through `Backend`."""
 
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from cluster.ai_models import ModelKey
-from deployments.schemas.base import Completed, Request, Result
+from deployments.schemas.base import Chunk, Completed, Request, Result
 
 
 class Backend(Protocol):
-    """Runs validated requests. Cancelling `run` stops the work behind it."""
+    """Runs validated requests. Cancelling `run`, or closing `stream`, stops the work behind it."""
 
     async def run(self, key: ModelKey, request: Request) -> Completed[Result]:
         """Returns the result.
 
         Raises:
             JobError: the request was not served; which kind says who should try next.
+        """
+        ...
+
+    def stream(self, key: ModelKey, request: Request) -> AsyncGenerator[Chunk, None]:
+        """Yields the answer's chunks as they are computed; the last one finishes the stream.
+
+        Raises:
+            JobError: as `run`, before the first chunk or between any two.
         """
         ...

@@ -1,6 +1,8 @@
 """Runs requests on Serve replicas through deployment handles, and reads their failures."""
 
 import asyncio
+from collections.abc import AsyncGenerator
+from typing import cast
 
 from ray import serve
 from ray.exceptions import (
@@ -17,7 +19,7 @@ from ray.serve.exceptions import (
     RayServeException,
     ReplicaUnavailableError,
 )
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from cluster.ai_models import ModelKey
 from cluster.errors import (
@@ -29,7 +31,7 @@ from cluster.errors import (
     ReplicaError,
 )
 from cluster.serve_config import app_name
-from deployments.schemas.base import Completed, Request, Result
+from deployments.schemas.base import Chunk, Completed, Request, Result
 
 DEATHS = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)
 """What is raised when a replica or its node dies, before or after it computed the result."""
@@ -45,23 +47,46 @@ class RayBackend:
     async def run(self, key: ModelKey, request: Request) -> Completed[Result]:
         """Runs one request on a replica of the model; see `Backend.run`."""
         try:
-            if key not in self._handles:
-                # Asks the controller, which may take a while: off the event loop.
-                self._handles[key] = await asyncio.to_thread(serve.get_app_handle, app_name(key))
-            response = self._handles[key].run.remote(request)
+            handle = await self._handle(key)
+            response = handle.run.remote(request)
             try:
                 completed: Completed[Result] = await response
             except asyncio.CancelledError:
                 # Cancelling this task does not reach the replica, only this does (Ray 2.60).
                 response.cancel()  # type: ignore[no-untyped-call]
                 raise
-        except RayTaskError as error:
-            raise as_job_error(error, key) from error
         except Exception as error:
+            raise self._failed(error, key) from error
+        return completed
+
+    async def stream(self, key: ModelKey, request: Request) -> AsyncGenerator[Chunk, None]:
+        """Streams one answer from a replica of the model; see `Backend.stream`."""
+        try:
+            handle = await self._handle(key)
+            response = cast(
+                "DeploymentResponseGenerator[Chunk]",
+                handle.options(stream=True).stream.remote(request),
+            )
+            try:
+                async for chunk in response:
+                    yield chunk
+            finally:
+                # A stream that nobody reads runs to its end otherwise, and holds its slot.
+                response.cancel()  # type: ignore[no-untyped-call]
+        except Exception as error:
+            raise self._failed(error, key) from error
+
+    def _failed(self, error: Exception, key: ModelKey) -> JobError:
+        if not isinstance(error, RayTaskError):
             # Not from the replica: the handle may belong to a Serve that was shut down.
             self._handles.pop(key, None)
-            raise as_job_error(error, key) from error
-        return completed
+        return as_job_error(error, key)
+
+    async def _handle(self, key: ModelKey) -> DeploymentHandle[Completed[Result]]:
+        if key not in self._handles:
+            # Asks the controller, which may take a while: off the event loop.
+            self._handles[key] = await asyncio.to_thread(serve.get_app_handle, app_name(key))
+        return self._handles[key]
 
 
 def as_job_error(error: Exception, key: ModelKey) -> JobError:

@@ -6,7 +6,8 @@ Order of the end, and why:
    orchestrator matches answers by task id, not by stream.
 2. Running jobs get `grace_s` to finish, and their answers are delivered.
 3. What still runs is cancelled, which reaches the replica, and answered with `insufficient
-   capacity`: the gateway tries another orchestrator and does not suspend ours.
+   capacity`: the gateway tries another orchestrator and does not suspend ours. A stream that
+   has begun is ended where it is.
 4. Only then the HTTP connections close: nothing is left to say.
 """
 
@@ -19,6 +20,7 @@ from typing import Any, Protocol
 from cluster.ai_models import ModelKey
 from cluster.backends import Backend
 from cluster.bridge.admission import Admission
+from cluster.bridge.event_stream import Stream
 from cluster.bridge.inputs import Inputs
 from cluster.bridge.job import Job, Work, read_work
 from cluster.bridge.results import Answer, Delivery, failure, success
@@ -107,7 +109,8 @@ class Bridge:
         self._on_finished = on_finished
         self._admission = Admission()
         self._jobs: set[asyncio.Task[None]] = set()
-        self._running: set[asyncio.Task[Completed[Result]]] = set()
+        self._running: set[asyncio.Task[Completed[Result] | Stream]] = set()
+        self._streams: set[Stream] = set()
 
     def accept(self, job: Job) -> None:
         """Takes a job off the registration; returns at once."""
@@ -155,6 +158,8 @@ class Bridge:
             await asyncio.wait(self._jobs, timeout=self._grace_s)
         for running in self._running:
             running.cancel()
+        for stream in self._streams:
+            stream.cut(at=asyncio.get_running_loop().time())
         if self._jobs:
             _, unanswered = await asyncio.wait(self._jobs, timeout=LAST_ANSWERS_S)
             for handling in unanswered:
@@ -164,6 +169,7 @@ class Bridge:
 
     async def _handle(self, job: Job) -> None:
         record = JobRecord(task_id=job.task_id, pipeline=job.pipeline)
+        answer: Answer | None
         try:
             answer = await self._answer(job, record)
         except JobError as error:
@@ -175,25 +181,51 @@ class Bridge:
             failed = JobFailed(f"{type(error).__name__} in the bridge")
             record.outcome = failed.network_text(job.pipeline)
             answer = failure(failed, job.pipeline)
-        record.delivered = await self._delivery.deliver(job, answer)
+        if answer is not None:
+            record.delivered = await self._delivery.deliver(job, answer)
         record.total_s = asyncio.get_running_loop().time() - job.received_at
         self._on_finished(record)
 
-    async def _answer(self, job: Job, record: JobRecord) -> Answer:
+    async def _answer(self, job: Job, record: JobRecord) -> Answer | None:
+        """Returns the answer; None for a stream, which was sent while it held its slot."""
         work = read_work(job, self._backends)
         record.model_id = work.key.model_id
         with self._admission.slot(work.key):
             completed = await self._in_time(self._run(work, job), job)
+            if isinstance(completed, Stream):
+                await self._relay(completed, job, record)
+                return None
         record.replica, record.compute_s = completed.replica, completed.compute_s
         return success(completed.result)
 
-    async def _run(self, work: Work, job: Job) -> Completed[Result]:
+    async def _run(self, work: Work, job: Job) -> Completed[Result] | Stream:
         file = await self._inputs.fetch(job, work.input_url) if work.input_url else None
-        return await self._backends[work.key].run(work.key, work.request(file))
+        request, backend = work.request(file), self._backends[work.key]
+        if request.wants_stream:
+            return await Stream.begin(backend.stream(work.key, request), name=str(job))
+        return await backend.run(work.key, request)
+
+    async def _relay(self, stream: Stream, job: Job, record: JobRecord) -> None:
+        """Sends a stream to its end, or to the job's deadline. Never raises a `JobError`."""
+        deadline = job.received_at + self._deadline_s
+        stream.cut(at=deadline)
+        self._streams.add(stream)
+        try:
+            # The extra time is for an orchestrator that stops reading.
+            async with asyncio.timeout_at(deadline + LAST_ANSWERS_S):
+                record.delivered = await self._delivery.deliver(job, stream)
+        except TimeoutError:
+            logger.warning("%s: the orchestrator stopped reading the stream", job)
+        finally:
+            self._streams.discard(stream)
+            await stream.aclose()
+        record.replica, record.compute_s = stream.last.replica, stream.last.compute_s
+        if stream.failed:
+            record.outcome = "the stream was cut short"
 
     async def _in_time(
-        self, work: Coroutine[Any, Any, Completed[Result]], job: Job
-    ) -> Completed[Result]:
+        self, work: Coroutine[Any, Any, Completed[Result] | Stream], job: Job
+    ) -> Completed[Result] | Stream:
         """Does the work within the job's deadline; cancels it, and waits for its end, if not."""
         running = asyncio.create_task(work)
         self._running.add(running)

@@ -14,10 +14,12 @@ import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import ClassVar
 
 import aiohttp
 from pydantic import SecretStr
 
+from cluster.bridge.event_stream import Stream
 from cluster.bridge.job import Job
 from cluster.errors import JobError
 from deployments.schemas.base import MediaFile, Result
@@ -44,6 +46,9 @@ class Answer:
 
     content_type: str
     pieces: tuple[bytes, ...]
+
+    begun: ClassVar[bool] = False
+    """Never: it can be sent again from its start."""
 
     @property
     def length_bytes(self) -> int:
@@ -129,8 +134,10 @@ class Delivery:
         if self._http is not None:
             await self._http.close()
 
-    async def deliver(self, job: Job, answer: Answer) -> bool:
+    async def deliver(self, job: Job, answer: Answer | Stream) -> bool:
         """Delivers an answer; returns whether the orchestrator took it.
+
+        A stream is tried again only as long as nothing of it was sent.
 
         Never raises: why an answer could not be delivered is logged, and there is nobody left
         to tell.
@@ -158,6 +165,9 @@ class Delivery:
                 if status < HTTPStatus.INTERNAL_SERVER_ERROR:
                     logger.error("%s: answer refused: %s", job, problem)
                     return False
+            if answer.begun:
+                logger.warning("%s: the stream broke off: %s", job, problem)
+                return False
             pause_s = min(pause_s * 2, RETRY_MAX_S) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
             if clock() + pause_s - job.received_at > JOB_LIMIT_S:
                 logger.error("%s: not delivered, its time is over: %s", job, problem)
@@ -165,7 +175,7 @@ class Delivery:
             logger.warning("%s: not delivered, again in %.1f s: %s", job, pause_s, problem)
             await asyncio.sleep(pause_s)
 
-    async def _post(self, job: Job, answer: Answer) -> tuple[int, str]:
+    async def _post(self, job: Job, answer: Answer | Stream) -> tuple[int, str]:
         if self._http is None:
             raise RuntimeError("Delivery is used as an async context manager")
         headers = {
@@ -174,8 +184,9 @@ class Delivery:
             "TaskId": str(job.task_id),
             "Pipeline": job.pipeline,
             "Content-Type": answer.content_type,
-            "Content-Length": str(answer.length_bytes),
         }
+        if answer.length_bytes is not None:
+            headers["Content-Length"] = str(answer.length_bytes)
         async with (
             asyncio.timeout(STALL_TIMEOUT_S) as stall,
             self._http.post(

@@ -2,7 +2,8 @@
 
 A request is a pydantic model with the runner API's names and defaults. A result holds its
 media as finished file bytes and knows the document that refers to them, so that each
-transport (multipart to an orchestrator, data URLs over HTTP) only chooses the urls.
+transport (multipart to an orchestrator, data URLs over HTTP) only chooses the urls. A request
+that wants a stream is answered with chunks instead.
 """
 
 from abc import ABC, abstractmethod
@@ -26,6 +27,11 @@ class Request(BaseModel):
     )
 
     model_id: str = ""
+
+    @property
+    def wants_stream(self) -> bool:
+        """Whether to answer with `Chunk`s as they are computed, instead of with one `Result`."""
+        return False
 
     @model_validator(mode="before")
     @classmethod
@@ -92,3 +98,30 @@ class Completed(Generic[ResultT_co]):
     """Ray Serve's replica id."""
     compute_s: float
     """Seconds from when the replica took the request up to the finished result."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk(ABC):
+    """One piece of a streamed answer, and the last one if it `finishes`."""
+
+    replica: str
+    """Ray Serve's replica id."""
+    compute_s: float
+    """Seconds from when the replica took the request up to this chunk."""
+
+    @property
+    @abstractmethod
+    def finishes(self) -> bool:
+        """Whether the stream ends with this chunk. Nothing may follow it."""
+
+    @abstractmethod
+    def document(self) -> dict[str, Any]:
+        """Returns the runner API's JSON object for this chunk."""
+
+    @abstractmethod
+    def finish(self, reason: str) -> Self:
+        """Returns a chunk that ends, after this one, a stream that was cut off.
+
+        Args:
+            reason: what the client sees as the reason, `error` say.
+        """

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deployments.errors import LivepeerRayError
+from deployments.tiny_models.language_model import save_language_model
 from deployments.tiny_models.repository import write_repository
 from deployments.tiny_models.speech import save_vits, save_whisper
 from deployments.tiny_models.stable_diffusion import save_stable_diffusion
@@ -53,6 +54,11 @@ RECIPES: dict[str, Recipe] = {
     ),
     "audio-to-text": Recipe(name="tiny-whisper", save=save_whisper),
     "text-to-speech": Recipe(name="tiny-vits", save=save_vits),
+    "llm": Recipe(
+        name="tiny-qwen3",
+        save=save_language_model,
+        entry={"ray": {"max_ongoing_requests": 8}},
+    ),
 }
 """By pipeline."""
 

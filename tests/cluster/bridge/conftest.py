@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +21,7 @@ from cluster.bridge.registration import WorkerRegistration
 from cluster.bridge.results import Delivery
 from cluster.capacity import Capacity, ModelCapacity
 from cluster.loopback import LoopbackOrchestrator
-from deployments.schemas.base import Completed, MediaFile, Request, Result
+from deployments.schemas.base import Chunk, Completed, MediaFile, Request, Result
 from deployments.schemas.images import Image, ImagesResult
 
 SECRET = "s3cret & more"
@@ -59,6 +59,9 @@ class SteeredBackend:
         if isinstance(self.result, Exception):
             raise self.result
         return Completed(result=self.result, replica="steered", compute_s=0.0)
+
+    def stream(self, key: ModelKey, request: Request) -> AsyncGenerator[Chunk, None]:
+        raise AssertionError(f"{key} was not to stream {request}")
 
     async def wait_for_started(self, count: int) -> None:
         async with self._news:
