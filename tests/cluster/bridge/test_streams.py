@@ -49,6 +49,8 @@ class Chat:
         self.requests: list[Request] = []
         self.open = 0
         """Streams that were begun and not closed."""
+        self._kept: list[AsyncGenerator[Chunk, None]] = []
+        """So that only the bridge closes them, and not the garbage collector."""
 
     def say(self, *steps: Chunk | Exception | None) -> None:
         for step in steps:
@@ -57,9 +59,13 @@ class Chat:
     async def run(self, key: ModelKey, request: Request) -> Completed[Result]:
         raise AssertionError(f"{key} was to stream {request}")
 
-    async def stream(self, key: ModelKey, request: Request) -> AsyncGenerator[Chunk, None]:
+    def stream(self, key: ModelKey, request: Request) -> AsyncGenerator[Chunk, None]:
         assert key == CHAT
         self.requests.append(request)
+        self._kept.append(self._play())
+        return self._kept[-1]
+
+    async def _play(self) -> AsyncGenerator[Chunk, None]:
         self.open += 1
         try:
             while (step := await self.script.get()) is not None:
