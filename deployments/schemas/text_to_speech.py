@@ -12,8 +12,8 @@ from pydantic import StringConstraints
 from deployments.schemas.base import MediaFile, Request, Result
 
 MAX_TEXT_CHARS = 10_000
-"""About eleven minutes of speech, a file of 20 to 60 MB. It has to be there within ten minutes,
-and models speak little faster than people do on a small GPU."""
+"""About eleven minutes of speech, a file of 20 to 60 MB. It has to be there within ten minutes:
+a model that speaks no faster than people do could not read out more."""
 
 
 class TextToSpeechRequest(Request):
