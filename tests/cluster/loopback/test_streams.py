@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from cluster.loopback import JobFailed, LoopbackOrchestrator
-from tests.cluster.loopback.test_pipelines import COMPLETION, MESSAGES, NUMBERS, USAGE
+from tests.cluster.loopback.cases import COMPLETION, MESSAGES, NUMBERS, USAGE
 from tests.cluster.loopback.wire import (
     MODEL,
     Caller,
