@@ -16,10 +16,15 @@ business outside development.
     jobs.py            jobs handed out and not yet answered
     ai_results.py      POST /aiResults
     answers.py         what an answer must look like
-    multipart.py       multipart/mixed, strictly
-    gateway.py         the callers' routes, and the files they download
+    documents.py       what the JSON in it must hold
+    event_stream.py    what a streamed answer must look like
+    gateway.py         the callers' routes
+    parameters.py      callers' JSON and forms
     pipelines.py       the table of routes
-    go_json.py         JSON as the real one writes it
+    store.py           the files that workers and callers download
+    multipart.py       multipart bodies, strictly
+    content_type.py    the header of that name
+    go_json.py         JSON as the real one reads and writes it
     faults.py          what workers did wrong
 """
 

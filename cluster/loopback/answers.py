@@ -7,18 +7,19 @@ or hands null to the gateway. Here each of them is an `AnswerFault`.
 import re
 from typing import Any
 
-from cluster.loopback.jobs import MediaAnswer, WorkerError
+from cluster.loopback.content_type import ContentTypeError, parse_content_type
+from cluster.loopback.documents import BadDocument, media_entries
+from cluster.loopback.event_stream import MEDIA_TYPE as EVENT_STREAM
+from cluster.loopback.go_json import loads
+from cluster.loopback.jobs import Job, MediaAnswer, WorkerError
 from cluster.loopback.multipart import MultipartError, Part, split_multipart
-from cluster.loopback.pipelines import PIPELINES, BadDocument, Media, Pipeline, loads
+from cluster.loopback.pipelines import PIPELINES, Pipeline
 
 ERROR_TYPE = "livepeer/ai-worker-error"
 
 _MAX_FILES = 11
 """The default store keeps 12 files a request and the input is one of them (drivers/local.go)."""
 
-_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 - RFC 9110 calls it so
-_MEDIA_TYPE = re.compile(rf"\s*({_TOKEN}/{_TOKEN})\s*((?:;.*)?)")
-_PARAMETER = re.compile(rf';\s*({_TOKEN})=(?:({_TOKEN})|"([ !#-\[\]-~]*)")\s*')
 _DISPOSITION = re.compile(r'attachment;\s*filename=(?:"([^"]*)"|(\S+))')
 _STEM = re.compile(r"[0-9a-fA-F]{8}")
 
@@ -32,15 +33,35 @@ class AnswerFault(Exception):
         self.status = status
 
 
+def check_stream(job: Job) -> None:
+    """Checks that a job may be answered with an event stream.
+
+    Raises:
+        AnswerFault: it may not.
+    """
+    if job.pipeline not in PIPELINES or not PIPELINES[job.pipeline].streams:
+        raise AnswerFault(
+            f"Content-Type {EVENT_STREAM!r} for a job of {job.pipeline}, which has no streaming",
+            status=415,
+        )
+    if not job.streamed:
+        raise AnswerFault(
+            "an event stream for a request that does not stream: the gateway cannot read it"
+        )
+
+
 def parse_answer(
-    *, content_type: str, pipeline: str, body: bytes | bytearray
+    *, content_type: str, job: Job, body: bytes | bytearray
 ) -> MediaAnswer | WorkerError:
-    """Returns what a worker answered.
+    """Returns what a worker answered, in one piece.
 
     Raises:
         AnswerFault: for anything but a well-formed result or error.
     """
-    media_type, parameters = _parse_content_type(content_type)
+    try:
+        media_type, parameters = parse_content_type(content_type)
+    except ContentTypeError as error:
+        raise AnswerFault(str(error), status=415) from None
     if media_type == ERROR_TYPE:
         text = body.decode("utf-8", "replace")
         if not text.strip():
@@ -54,29 +75,17 @@ def parse_answer(
         )
     if not parameters.get("boundary"):
         raise AnswerFault("multipart/mixed without a boundary")
-    if pipeline not in PIPELINES:
-        raise AnswerFault(f"a result for {pipeline!r}, which has no route here")
+    if job.pipeline not in PIPELINES:
+        raise AnswerFault(f"a result for {job.pipeline!r}, which has no route here")
+    if job.streamed:
+        raise AnswerFault(
+            "multipart/mixed for a request that streams: the gateway would send no event"
+        )
     try:
         parts = split_multipart(body, parameters["boundary"])
     except MultipartError as error:
         raise AnswerFault(str(error)) from None
-    return _media_answer(PIPELINES[pipeline], parts)
-
-
-def _parse_content_type(value: str) -> tuple[str, dict[str, str]]:
-    """Returns a media type in lower case and its parameters."""
-    match = _MEDIA_TYPE.fullmatch(value)
-    if match is None:
-        raise AnswerFault(f"Content-Type {value!r} is not a media type", status=415)
-    media_type, rest = match[1].lower(), match[2].strip()
-    parameters: dict[str, str] = {}
-    while rest:
-        parameter = _PARAMETER.match(rest)
-        if parameter is None or parameter[1].lower() in parameters:
-            raise AnswerFault(f"Content-Type {value!r} has a malformed parameter", status=415)
-        parameters[parameter[1].lower()] = parameter[2] or parameter[3] or ""
-        rest = rest[parameter.end() :]
-    return media_type, parameters
+    return _media_answer(PIPELINES[job.pipeline], parts)
 
 
 def _media_answer(pipeline: Pipeline, parts: list[Part]) -> MediaAnswer:
@@ -88,7 +97,7 @@ def _media_answer(pipeline: Pipeline, parts: list[Part]) -> MediaAnswer:
         if kind == "application/json":
             documents.append(_document(part))
         elif "content-disposition" in part.headers:
-            name = _filename(part, pipeline.media)
+            name = _filename(part, pipeline)
             if name in files:
                 raise AnswerFault(f"two files named {name}")
             files[name] = part.data
@@ -102,9 +111,10 @@ def _media_answer(pipeline: Pipeline, parts: list[Part]) -> MediaAnswer:
     if len(files) > _MAX_FILES:
         raise AnswerFault(f"{len(files)} files, the store keeps {_MAX_FILES}")
     try:
-        entries = pipeline.entries(documents[0])
+        document = pipeline.answer.read(documents[0])
     except BadDocument as error:
         raise AnswerFault(f"document: {error}") from None
+    entries = list(media_entries(document))
     urls = [entry["url"] for entry in entries]
     for url in urls:
         if url not in files:
@@ -114,10 +124,10 @@ def _media_answer(pipeline: Pipeline, parts: list[Part]) -> MediaAnswer:
     for name in files.keys() - set(urls):
         raise AnswerFault(f"file {name} is not named in the document")
     return MediaAnswer(
-        document=documents[0],
+        document=document,
         entries=entries,
         files=files,
-        media_type=pipeline.media.media_type,
+        media_type=pipeline.media.media_type if pipeline.media else "",
     )
 
 
@@ -128,8 +138,11 @@ def _document(part: Part) -> Any:
         raise AnswerFault(f"the document is not JSON: {error}") from None
 
 
-def _filename(part: Part, media: Media) -> str:
+def _filename(part: Part, pipeline: Pipeline) -> str:
     """Returns a file part's name, after checking everything about that part."""
+    media = pipeline.media
+    if media is None:
+        raise AnswerFault(f"a file in an answer of {pipeline.name}, which is a document alone")
     disposition = part.headers["content-disposition"]
     match = _DISPOSITION.fullmatch(disposition)
     if match is None:
@@ -143,6 +156,6 @@ def _filename(part: Part, media: Media) -> str:
         raise AnswerFault(f"file {name} is of type {kind!r}, not {media.media_type}")
     if not part.data:
         raise AnswerFault(f"file {name} is empty")
-    if not part.data.startswith(media.signature):
+    if media.signature.match(part.data) is None:
         raise AnswerFault(f"file {name} does not start as {media.media_type} does")
     return name

@@ -1,11 +1,11 @@
 """Requests and responses over ASGI, as little of it as the orchestrator needs.
 
-A request's body is always read to its end before anybody answers: hypercorn drops the whole
-HTTP/2 connection when a frame arrives for a stream that was answered already, and a worker's
-registration may live on that connection.
+A request's body is always read to its end before its sender gets an answer: hypercorn drops
+the whole HTTP/2 connection when a frame arrives for a stream that was answered already, and a
+worker's registration may live on that connection.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +24,8 @@ class BodyError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """One HTTP request with its body."""
+class Head:
+    """One HTTP request without its body."""
 
     method: str
     path: str
@@ -34,12 +34,18 @@ class Request:
     """`ip:port`."""
     headers: Mapping[bytes, bytes]
     """Names in lower case; of repeated headers the first, as Go's Header.Get."""
-    body: bytearray
-    body_error: BodyError | None
 
     def header(self, name: str) -> str:
         """Returns a header's value, empty where it is absent."""
         return self.headers.get(name.lower().encode(), b"").decode("utf-8", "replace")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request(Head):
+    """One HTTP request with its body."""
+
+    body: bytearray
+    body_error: BodyError | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,45 +58,82 @@ class Response:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-async def read_request(scope: Message, receive: Receive, *, max_body_bytes: int) -> Request:
-    """Reads a request to its end; of a body over the bound nothing is kept."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamedResponse:
+    """One HTTP response whose body is sent as it comes."""
+
+    body: AsyncIterator[bytes]
+    media_type: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_head(scope: Message) -> Head:
+    """Returns what stands before a request's body."""
     headers: dict[bytes, bytes] = {}
     for name, value in scope["headers"]:
         headers.setdefault(bytes(name).lower(), bytes(value))
     host, port = scope["client"]
-    body = bytearray()
-    size = 0
-    error: BodyError | None = None
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            error = BodyError(400, "unexpected EOF: the connection ended before the body did")
-            break
-        more = message.get("more_body", False)
-        size += len(message["body"])
-        if size > max_body_bytes:
-            body.clear()
-            error = BodyError(413, f"the body is larger than {max_body_bytes} bytes")
-        else:
-            body += message["body"]
-    return Request(
+    return Head(
         method=scope["method"],
         path=scope["path"],
         http_version=scope["http_version"],
         peer=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
         headers=headers,
+    )
+
+
+async def body_chunks(receive: Receive, *, max_bytes: int) -> AsyncGenerator[bytes]:
+    """Yields a body as it arrives; reads it to its end, also where it is over the bound.
+
+    Raises:
+        BodyError: at its end, for a body that is over the bound or did not arrive as a whole.
+    """
+    size = 0
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise BodyError(400, "unexpected EOF: the connection ended before the body did")
+        more = message.get("more_body", False)
+        size += len(message["body"])
+        if size <= max_bytes:
+            yield message["body"]
+    if size > max_bytes:
+        raise BodyError(413, f"the body is larger than {max_bytes} bytes")
+
+
+async def read_request(head: Head, receive: Receive, *, max_body_bytes: int) -> Request:
+    """Reads a request to its end; a body with an error is not whole."""
+    body = bytearray()
+    error: BodyError | None = None
+    try:
+        async for chunk in body_chunks(receive, max_bytes=max_body_bytes):
+            body += chunk
+    except BodyError as broken:
+        error = broken
+    return Request(
+        method=head.method,
+        path=head.path,
+        http_version=head.http_version,
+        peer=head.peer,
+        headers=head.headers,
         body=body,
         body_error=error,
     )
 
 
-async def respond(send: Send, response: Response) -> None:
+async def respond(send: Send, response: Response | StreamedResponse) -> None:
     """Sends a response; does nothing where the peer has gone."""
     headers = [
         (b"content-type", response.media_type.encode("latin-1")),
-        (b"content-length", str(len(response.body)).encode()),
         *((name.lower().encode(), value.encode()) for name, value in response.headers.items()),
     ]
-    await send({"type": "http.response.start", "status": response.status, "headers": headers})
-    await send({"type": "http.response.body", "body": response.body, "more_body": False})
+    if isinstance(response, Response):
+        headers.append((b"content-length", str(len(response.body)).encode()))
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        await send({"type": "http.response.body", "body": response.body, "more_body": False})
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    async for chunk in response.body:
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,19 +1,36 @@
-"""JSON as go-livepeer writes it into a job: Go's encoding/json on structs with `omitempty`.
+"""JSON as go-livepeer reads and writes it: Go's encoding/json on structs with `omitempty`.
 
 Struct fields stand in the order of their names, `<`, `>` and `&` are escaped, floats are
 float32 and lose their `.0`.
 """
 
 import json
-from typing import Any
+from typing import Any, Never
 
 import numpy as np
 
+INT64 = range(-(2**63), 2**63)
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 _ESCAPES = str.maketrans(
     {character: f"\\u{ord(character):04x}" for character in ("<", ">", "&", "\u2028", "\u2029")}
 )
+
+
+def loads(text: bytes | bytearray | memoryview) -> Any:
+    """Decodes JSON as strictly as Go: no NaN, no Infinity.
+
+    Raises:
+        ValueError: for anything else than one JSON value in UTF-8.
+    """
+    try:
+        return json.loads(str(text, "utf-8"), parse_constant=_reject)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _reject(constant: str) -> Never:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def marshal(value: Any) -> bytes:

@@ -7,7 +7,7 @@ too long costs the worker its stream, with all its capacity.
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,31 @@ class MediaAnswer:
     """Those parts of `document` whose `url` is a name in `files`."""
     files: Mapping[str, bytes]
     media_type: str
+    """Of the files; empty where there are none."""
+
+
+class StreamedAnswer:
+    """A worker's answer that is still arriving, event by event.
+
+    However slowly a caller reads it, or if it has left: the worker never waits for it.
+    """
+
+    def __init__(self) -> None:
+        """Starts without any event."""
+        self._events: asyncio.Queue[bytes | None] = asyncio.Queue()
+
+    def add(self, event: bytes) -> None:
+        """Adds an event."""
+        self._events.put_nowait(event)
+
+    def end(self) -> None:
+        """Ends the stream, the first time; where it breaks off, its reader is not told why."""
+        self._events.put_nowait(None)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Yields the events as they arrive; once."""
+        while (event := await self._events.get()) is not None:
+            yield event
 
 
 class JobFailed(Exception):
@@ -59,7 +84,9 @@ class Job:
     pipeline: str
     worker: Worker
     slots: Slots | None
-    answer: asyncio.Future[MediaAnswer] = field(default_factory=asyncio.Future)
+    streamed: bool
+    """Whether an event stream is awaited, and nothing else."""
+    answer: asyncio.Future[MediaAnswer | StreamedAnswer] = field(default_factory=asyncio.Future)
 
 
 class Jobs:
@@ -75,10 +102,22 @@ class Jobs:
         self._answered = 0
 
     def hand_out(
-        self, *, worker: Worker, slots: Slots | None, pipeline: str, request_data: bytes
+        self,
+        *,
+        worker: Worker,
+        slots: Slots | None,
+        pipeline: str,
+        request_data: bytes,
+        streamed: bool = False,
     ) -> Job:
         """Sends a job to a worker; `slots` is where one was taken for it."""
-        job = Job(task_id=self._handed_out, pipeline=pipeline, worker=worker, slots=slots)
+        job = Job(
+            task_id=self._handed_out,
+            pipeline=pipeline,
+            worker=worker,
+            slots=slots,
+            streamed=streamed,
+        )
         self._handed_out += 1
         self._open[job.task_id] = job
         worker.outbox.put_nowait(
@@ -90,8 +129,8 @@ class Jobs:
         _log.info("job %s: %s, handed to %s", job.task_id, pipeline, worker.peer)
         return job
 
-    async def wait(self, job: Job) -> MediaAnswer:
-        """Returns the answer of a job.
+    async def wait(self, job: Job) -> MediaAnswer | StreamedAnswer:
+        """Returns the answer of a job; a streamed one as soon as it begins.
 
         Raises:
             WorkerError: the worker answered with an error.
@@ -115,16 +154,19 @@ class Jobs:
         """Returns a job that still waits for its answer."""
         return self._open.get(task_id)
 
-    def answer(self, job: Job, answer: MediaAnswer | JobFailed) -> None:
-        """Answers a job, which is not found any more from now on."""
+    def answer(self, job: Job, answer: MediaAnswer | StreamedAnswer | JobFailed) -> None:
+        """Answers a job, which is not found any more from now on; its slot is free again."""
         self._answered += 1
         self._close(job)
         if isinstance(answer, JobFailed):
             _log.info("job %s failed: %s", job.task_id, answer)
             job.answer.set_exception(answer)
+            return
+        if isinstance(answer, StreamedAnswer):
+            _log.info("job %s is being answered with an event stream", job.task_id)
         else:
             _log.info("job %s answered with %d file(s)", job.task_id, len(answer.files))
-            job.answer.set_result(answer)
+        job.answer.set_result(answer)
 
     def abandon(self) -> None:
         """Fails whatever is open, because the orchestrator stops."""

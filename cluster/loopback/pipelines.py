@@ -1,15 +1,17 @@
 """The table of the callers' routes: what a request carries and what its answer must hold.
 
 Another pipeline is one more line in `PIPELINES`. Parameter names and types are go-livepeer's
-(ai/worker/runner.gen.go), the filled-in defaults are its gateway's (server/ai_process.go).
+(ai/worker/runner.gen.go), the filled-in defaults are its gateway's (server/ai_process.go). It
+is the network's table, not this worker's: it holds pipelines whether or not anybody serves them.
 """
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Never
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from cluster.loopback.go_json import MAX_FLOAT32
+from cluster.loopback import documents
+from cluster.loopback.documents import Document
 
 CAPABILITIES = {
     27: "text-to-image",
@@ -26,15 +28,9 @@ CAPABILITIES = {
 }
 """Every pipeline that a worker can advertise, by number (go-livepeer, core/capabilities.go)."""
 
-_INT64 = range(-(2**63), 2**63)
 
-
-class BadParameters(Exception):
-    """A caller's request that is not what the route takes."""
-
-
-class BadDocument(Exception):
-    """A worker's JSON that is not what the pipeline answers."""
+class Messages:
+    """The type of a parameter that is a chat: a list of `{"role", "content"}`, never empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +39,13 @@ class Media:
 
     extension: str
     media_type: str
-    signature: bytes
+    signature: re.Pattern[bytes]
     """What such a file starts with."""
 
 
-PNG = Media(extension=".png", media_type="image/png", signature=b"\x89PNG\r\n\x1a\n")
+PNG = Media(extension=".png", media_type="image/png", signature=re.compile(rb"\x89PNG\r\n\x1a\n"))
+MP4 = Media(extension=".mp4", media_type="video/mp4", signature=re.compile(rb"(?s)....ftyp"))
+WAV = Media(extension=".wav", media_type="audio/wav", signature=re.compile(rb"(?s)RIFF....WAVE"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,87 +55,23 @@ class Pipeline:
     name: str
     """The route is `POST /<name>`."""
     parameters: Mapping[str, type]
-    """By JSON name: str, int, float or bool."""
-    defaults: Mapping[str, Any]
+    """By name: str, int, float, bool or Messages."""
+    answer: type[Document]
+    """What the document of an answer holds."""
+    streams: bool = False
+    """Whether the answer to a request that says `stream` is an event stream."""
+    media: Media | None = None
+    """The files of an answer; None where an answer is a document and nothing else."""
+    file: str = ""
+    """The field of the upload that a request works on: it comes as multipart/form-data then,
+    else as JSON."""
+    model_field: str = "model_id"
+    required: frozenset[str] = frozenset()
+    """What a caller has to give beside the file."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     """What is sent to workers where the caller says nothing."""
-    at_least: Mapping[str, int]
+    at_least: Mapping[str, int] = field(default_factory=dict)
     """Numbers that are raised to this where the caller's are lower."""
-    media: Media
-    entries: Callable[[Any], list[dict[str, Any]]]
-    """Returns those parts of an answer's document whose `url` names a file.
-
-    Raises `BadDocument`.
-    """
-
-
-def decode_parameters(pipeline: Pipeline, body: bytes | bytearray) -> dict[str, Any]:
-    """Returns a caller's parameters with the gateway's defaults filled in.
-
-    Null means absent and unknown names are dropped, as Go's decoder does.
-
-    Raises:
-        BadParameters: naming the parameter.
-    """
-    try:
-        given = loads(body)
-    except ValueError as error:
-        raise BadParameters(f"the body is not JSON: {error}") from None
-    if not isinstance(given, dict):
-        raise BadParameters("the body is not a JSON object")
-    decoded = dict(pipeline.defaults)
-    for name, kind in pipeline.parameters.items():
-        value = given.get(name)
-        if value is None:
-            continue
-        if not _fits(value, kind):
-            raise BadParameters(f"{name}: {json.dumps(value)} is not of type {kind.__name__}")
-        decoded[name] = max(value, pipeline.at_least.get(name, value))
-    return decoded
-
-
-def loads(text: bytes | bytearray | memoryview) -> Any:
-    """Decodes JSON as strictly as Go: no NaN, no Infinity.
-
-    Raises:
-        ValueError: for anything else than one JSON value in UTF-8.
-    """
-    try:
-        return json.loads(str(text, "utf-8"), parse_constant=_reject)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def _reject(constant: str) -> Never:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _fits(value: Any, kind: type) -> bool:
-    """Tells whether Go's decoder puts this value into a field of this kind."""
-    if isinstance(value, bool):
-        return kind is bool
-    if kind is float:
-        return isinstance(value, int | float) and abs(value) <= MAX_FLOAT32
-    if kind is int:
-        return isinstance(value, int) and value in _INT64
-    return isinstance(value, kind)
-
-
-def _images(document: Any) -> list[dict[str, Any]]:
-    """Returns the entries of `{"images": [{"url", "seed", "nsfw"}]}`."""
-    images = document.get("images") if isinstance(document, dict) else None
-    if not isinstance(images, list) or not images:
-        raise BadDocument('"images" is not a list with at least one image')
-    for index, image in enumerate(images):
-        fields = image if isinstance(image, dict) else {}
-        if not isinstance(fields.get("url"), str):
-            raise BadDocument(f'images[{index}]: "url" is not a string')
-        if not _fits(fields.get("seed"), int):
-            raise BadDocument(
-                f'images[{index}]: "seed" is not an int64: {json.dumps(fields.get("seed"))}'
-            )
-        if not isinstance(fields.get("nsfw"), bool):
-            raise BadDocument(f'images[{index}]: "nsfw" is not true or false')
-    return images
 
 
 _ALL = (
@@ -159,7 +93,111 @@ _ALL = (
         defaults={"prompt": "", "height": 512, "width": 512, "num_images_per_prompt": 1},
         at_least={"num_images_per_prompt": 1},
         media=PNG,
-        entries=_images,
+        answer=documents.Images,
+    ),
+    Pipeline(
+        name="image-to-image",
+        file="image",
+        parameters={
+            "guidance_scale": float,
+            "image_guidance_scale": float,
+            "loras": str,
+            "model_id": str,
+            "negative_prompt": str,
+            "num_images_per_prompt": int,
+            "num_inference_steps": int,
+            "prompt": str,
+            "safety_check": bool,
+            "seed": int,
+            "strength": float,
+        },
+        defaults={"prompt": "", "num_images_per_prompt": 1},
+        at_least={"num_images_per_prompt": 1},
+        media=PNG,
+        answer=documents.Images,
+    ),
+    Pipeline(
+        name="image-to-video",
+        file="image",
+        parameters={
+            "fps": int,
+            "height": int,
+            "model_id": str,
+            "motion_bucket_id": int,
+            "noise_aug_strength": float,
+            "num_inference_steps": int,
+            "safety_check": bool,
+            "seed": int,
+            "width": int,
+        },
+        media=MP4,
+        answer=documents.Video,
+    ),
+    Pipeline(
+        name="upscale",
+        file="image",
+        parameters={
+            "model_id": str,
+            "num_inference_steps": int,
+            "prompt": str,
+            "safety_check": bool,
+            "seed": int,
+        },
+        defaults={"prompt": ""},
+        media=PNG,
+        answer=documents.Images,
+    ),
+    Pipeline(
+        name="audio-to-text",
+        file="audio",
+        parameters={"metadata": str, "model_id": str, "return_timestamps": str},
+        answer=documents.Transcript,
+    ),
+    Pipeline(
+        name="segment-anything-2",
+        file="image",
+        parameters={
+            "box": str,
+            "mask_input": str,
+            "model_id": str,
+            "multimask_output": bool,
+            "normalize_coords": bool,
+            "point_coords": str,
+            "point_labels": str,
+            "return_logits": bool,
+        },
+        answer=documents.Masks,
+    ),
+    Pipeline(
+        name="llm",
+        model_field="model",
+        parameters={
+            "max_tokens": int,
+            "messages": Messages,
+            "model": str,
+            "stream": bool,
+            "temperature": float,
+            "top_k": int,
+            "top_p": float,
+        },
+        required=frozenset({"messages"}),
+        # The real gateway insists that callers give `stream` (server/ai_mediaserver.go).
+        defaults={"max_tokens": 256, "stream": False},
+        answer=documents.Completion,
+        streams=True,
+    ),
+    Pipeline(
+        name="image-to-text",
+        file="image",
+        parameters={"model_id": str, "prompt": str},
+        answer=documents.Text,
+    ),
+    Pipeline(
+        name="text-to-speech",
+        parameters={"description": str, "model_id": str, "text": str},
+        required=frozenset({"text"}),
+        media=WAV,
+        answer=documents.Audio,
     ),
 )
 

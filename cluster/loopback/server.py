@@ -11,19 +11,23 @@ from typing import Any, Self, cast
 
 from cluster.errors import ConfigError
 from cluster.loopback import registration
-from cluster.loopback.ai_results import MAX_RESULT_BYTES, AIResults
+from cluster.loopback.ai_results import MAX_RESULT_BYTES, AIResults, is_event_stream
 from cluster.loopback.asgi import (
+    Head,
     Message,
     Receive,
     Request,
     Response,
     Send,
+    StreamedResponse,
+    body_chunks,
+    read_head,
     read_request,
     respond,
 )
 from cluster.loopback.certificate import ServerCertificate, make_certificate
 from cluster.loopback.faults import Fault, FaultLog
-from cluster.loopback.gateway import MAX_REQUEST_BYTES, Gateway
+from cluster.loopback.gateway import MAX_REQUEST_BYTES, MAX_UPLOAD_BYTES, Gateway
 from cluster.loopback.grpc_framing import (
     UNAVAILABLE,
     UNIMPLEMENTED,
@@ -37,7 +41,7 @@ from cluster.loopback.registration import Registration
 from cluster.loopback.tls_server import TLSServer
 from cluster.loopback.workers import Worker, Workers, summed
 
-Handler = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request], Awaitable[Response | StreamedResponse]]
 
 _FAREWELL_S = 2.0
 """How long requests have for their last words at shutdown before they are cut off."""
@@ -130,7 +134,8 @@ class LoopbackOrchestrator:
         job = self._jobs.hand_out(
             worker=worker, slots=None, pipeline=pipeline, request_data=request_data
         )
-        return await self._jobs.wait(job)
+        # Only a job that is handed out as streamed gets anything else.
+        return cast("MediaAnswer", await self._jobs.wait(job))
 
     async def __aenter__(self) -> Self:
         """Starts to listen, with a new certificate."""
@@ -179,12 +184,23 @@ class LoopbackOrchestrator:
             self._requests.discard(task)
 
     async def _serve_request(self, scope: Message, receive: Receive, send: Send) -> None:
-        limit = MAX_RESULT_BYTES if scope["path"] == "/aiResults" else MAX_REQUEST_BYTES
-        request = await read_request(scope, receive, max_body_bytes=limit)
+        head = read_head(scope)
+        if self._is_streamed_answer(head):
+            chunks = body_chunks(receive, max_bytes=MAX_RESULT_BYTES)
+            await respond(send, await self._ai_results.take_stream(head, chunks))
+            return
+        request = await read_request(head, receive, max_body_bytes=_max_body_bytes(head))
         if request.header("content-type").startswith("application/grpc"):
             await self._serve_call(request, receive, send)
             return
         await respond(send, await self._route(request)(request))
+
+    def _is_streamed_answer(self, head: Head) -> bool:
+        return (
+            (head.method, head.path) == ("POST", "/aiResults")
+            and is_event_stream(head)
+            and not self._stopping
+        )
 
     async def _serve_call(self, request: Request, receive: Receive, send: Send) -> None:
         """Handles a gRPC call."""
@@ -237,6 +253,14 @@ class LoopbackOrchestrator:
             body=json.dumps(document, indent=2).encode() + b"\n",
             media_type="application/json",
         )
+
+
+def _max_body_bytes(head: Head) -> int:
+    """Returns how much is read at this path."""
+    if head.path == "/aiResults":
+        return MAX_RESULT_BYTES
+    pipeline = PIPELINES.get(head.path.removeprefix("/"))
+    return MAX_UPLOAD_BYTES if pipeline and pipeline.file else MAX_REQUEST_BYTES
 
 
 async def _refuse(status: int, reason: str, _: Request) -> Response:

@@ -335,7 +335,7 @@ async def answered(worker: WireWorker, count: int) -> None:
 async def test_the_oldest_files_are_forgotten(
     orchestrator: LoopbackOrchestrator, caller: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cluster.loopback.gateway._MAX_STORED_BYTES", 2 * len(PNG))
+    monkeypatch.setattr("cluster.loopback.store.MAX_STORED_BYTES", 2 * len(PNG))
     urls = []
     async with registered(orchestrator) as worker:
         for _ in range(3):

@@ -24,6 +24,8 @@ SECRET = "s3cret & more"
 TEXT_TO_IMAGE = 27
 MODEL = "acme/painter"
 PNG = b"\x89PNG\r\n\x1a\n and so on"
+MP4 = b"\0\0\0\x20ftypisom and so on"
+WAV = b"RIFF\x24\0\0\0WAVEfmt and so on"
 BOUNDARY = "a-boundary"
 
 File = tuple[str, bytes]
@@ -83,10 +85,37 @@ def closed(*parts: bytes) -> bytes:
     return b"".join(parts) + f"--{BOUNDARY}--\r\n".encode()
 
 
+def document_body(document: object, *files: bytes) -> bytes:
+    """A result: a document after the parts of its files."""
+    return closed(*files, json_part(document))
+
+
 def result_body(files: Sequence[File]) -> bytes:
     """A well-formed result of text-to-image."""
     parts = [file_part(name, data) for name, data in files]
-    return closed(*parts, json_part(images(*(name for name, _ in files))))
+    return document_body(images(*(name for name, _ in files)), *parts)
+
+
+@dataclass(kw_only=True)
+class EventPost:
+    """An event stream on its way to /aiResults."""
+
+    reply: asyncio.Task[tuple[int, str]]
+    pieces: asyncio.Queue[bytes | Exception | None]
+
+    def send(self, *pieces: bytes) -> None:
+        """Sends bytes, as they are."""
+        for piece in pieces:
+            self.pieces.put_nowait(piece)
+
+    def break_off(self) -> None:
+        """Loses the connection."""
+        self.pieces.put_nowait(ConnectionAbortedError())
+
+    async def finish(self) -> tuple[int, str]:
+        """Ends the stream; the reply."""
+        self.pieces.put_nowait(None)
+        return await self.reply
 
 
 @dataclass(kw_only=True)
@@ -139,6 +168,31 @@ class WireWorker:
         data = io.BytesIO(body)
         async with self.http.post(f"{self.url}/aiResults", data=data, headers=headers) as reply:
             return reply.status, await reply.text()
+
+    def post_events(self, task_id: int, **headers: str) -> EventPost:
+        """Begins to post an event stream."""
+        pieces: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
+
+        async def body() -> AsyncIterator[bytes]:
+            while (piece := await pieces.get()) is not None:
+                if isinstance(piece, Exception):
+                    raise piece
+                yield piece
+
+        async def post() -> tuple[int, str]:
+            given = {
+                "Authorization": "Livepeer-AI-Worker-1.0",
+                "Credentials": SECRET,
+                "TaskId": str(task_id),
+                "Pipeline": "llm",
+                "Content-Type": "text/event-stream",
+                **headers,
+            }
+            url = f"{self.url}/aiResults"
+            async with self.http.post(url, data=body(), headers=given) as reply:
+                return reply.status, await reply.text()
+
+        return EventPost(reply=asyncio.create_task(post()), pieces=pieces)
 
     async def post_error(self, task_id: int, text: str) -> tuple[int, str]:
         """Posts an error; the reply."""
@@ -225,12 +279,41 @@ class Caller:
         """Posts a request; bytes go as they are."""
         given = body if body is not None else {"prompt": "a cat", "model_id": MODEL}
         data = given if isinstance(given, bytes) else json.dumps(given).encode()
-        async with self.http.post(f"{self.url}/{pipeline}", data=data) as reply:
+        return await self.post_form(pipeline, data)
+
+    async def upload(
+        self,
+        pipeline: str,
+        file: bytes | None,
+        fields: Sequence[tuple[str, str]] = (),
+        *,
+        field: str = "image",
+    ) -> Reply:
+        """Posts a form with a file and text fields."""
+        form = aiohttp.FormData(default_to_multipart=True)
+        for name, value in fields:
+            form.add_field(name, value)
+        if file is not None:
+            form.add_field(field, io.BytesIO(file), filename='a "name".bin')
+        return await self.post_form(pipeline, form)
+
+    async def post_form(
+        self, pipeline: str, form: aiohttp.FormData | bytes, content_type: str | None = None
+    ) -> Reply:
+        """Posts a form, or bytes that claim to be one."""
+        headers = {} if content_type is None else {"Content-Type": content_type}
+        async with self.http.post(f"{self.url}/{pipeline}", data=form, headers=headers) as reply:
             return Reply(
                 status=reply.status,
                 document=await reply.json(),
                 task_id=reply.headers.get("Livepeer-Task-Id"),
             )
+
+    @asynccontextmanager
+    async def streaming(self, body: object) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Posts a request to llm and yields the response while it comes."""
+        async with self.http.post(f"{self.url}/llm", json=body) as reply:
+            yield reply
 
     async def generate_raw(self, body: bytes) -> tuple[int, str]:
         """Posts bytes; the reply as text."""
