@@ -6,6 +6,7 @@ The replica class stands as an import string, so that reading the table imports 
 from dataclasses import dataclass
 
 from deployments.schemas.base import Request
+from deployments.schemas.image_to_text import ImageToTextRequest
 from deployments.schemas.text_to_image import TextToImageRequest
 
 
@@ -32,6 +33,13 @@ _ALL = (
         capability=27,
         request=TextToImageRequest,
         replica="deployments.text_to_image:TextToImageReplica",
+    ),
+    Pipeline(
+        name="image-to-text",
+        capability=34,
+        request=ImageToTextRequest,
+        replica="deployments.image_to_text:ImageToTextReplica",
+        file="image",
     ),
 )
 

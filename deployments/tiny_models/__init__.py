@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deployments.errors import LivepeerRayError
+from deployments.tiny_models.blip import save_blip
 from deployments.tiny_models.repository import write_repository
 from deployments.tiny_models.stable_diffusion import save_stable_diffusion
 
@@ -50,6 +51,7 @@ RECIPES: dict[str, Recipe] = {
         save=save_stable_diffusion,
         entry={"capacity": 2, "ray": {"max_ongoing_requests": 2}},
     ),
+    "image-to-text": Recipe(name="tiny-blip", save=save_blip),
 }
 """By pipeline."""
 
