@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from deployments.schemas.base import Request
 from deployments.schemas.image_to_text import ImageToTextRequest
+from deployments.schemas.segment_anything_2 import SegmentAnything2Request
 from deployments.schemas.text_to_image import TextToImageRequest
 
 
@@ -39,6 +40,13 @@ _ALL = (
         capability=34,
         request=ImageToTextRequest,
         replica="deployments.image_to_text:ImageToTextReplica",
+        file="image",
+    ),
+    Pipeline(
+        name="segment-anything-2",
+        capability=32,
+        request=SegmentAnything2Request,
+        replica="deployments.segment_anything_2:SegmentAnything2Replica",
         file="image",
     ),
 )

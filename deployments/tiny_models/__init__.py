@@ -16,6 +16,7 @@ from typing import Any
 from deployments.errors import LivepeerRayError
 from deployments.tiny_models.blip import save_blip
 from deployments.tiny_models.repository import write_repository
+from deployments.tiny_models.sam2 import save_sam2
 from deployments.tiny_models.stable_diffusion import save_stable_diffusion
 
 AI_MODELS_FILE = "aiModels.json"
@@ -52,6 +53,7 @@ RECIPES: dict[str, Recipe] = {
         entry={"capacity": 2, "ray": {"max_ongoing_requests": 2}},
     ),
     "image-to-text": Recipe(name="tiny-blip", save=save_blip),
+    "segment-anything-2": Recipe(name="tiny-sam2", save=save_sam2),
 }
 """By pipeline."""
 
