@@ -102,6 +102,16 @@ def test_is_what_transformers_computes(replica: CountingReplica) -> None:
     )
 
 
+def test_only_the_small_logits_are_cut(
+    replica: CountingReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = segment(replica, **POINT)
+    monkeypatch.setattr(segment_anything_2, "MAX_LOGIT", 1e-6)
+    cut = segment(replica, **POINT)
+    np.testing.assert_array_equal(cut["logits"], whole["logits"].clip(-1e-6, 1e-6))
+    np.testing.assert_array_equal(cut["masks"], whole["masks"])
+
+
 def test_one_mask_when_asked(replica: CountingReplica) -> None:
     answer = segment(replica, multimask_output=False, **POINT)
     assert answer["masks"].shape == (1, HEIGHT, WIDTH)
