@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from deployments.schemas.audio_to_text import AudioToTextRequest
 from deployments.schemas.base import Request
+from deployments.schemas.image_to_text import ImageToTextRequest
 from deployments.schemas.llm import LLMRequest
+from deployments.schemas.segment_anything_2 import SegmentAnything2Request
 from deployments.schemas.text_to_image import TextToImageRequest
 from deployments.schemas.text_to_speech import TextToSpeechRequest
 
@@ -55,6 +57,20 @@ _ALL = (
         request=LLMRequest,
         replica="deployments.llm:LLMReplica",
         model_field="model",
+    ),
+    Pipeline(
+        name="image-to-text",
+        capability=34,
+        request=ImageToTextRequest,
+        replica="deployments.image_to_text:ImageToTextReplica",
+        file="image",
+    ),
+    Pipeline(
+        name="segment-anything-2",
+        capability=32,
+        request=SegmentAnything2Request,
+        replica="deployments.segment_anything_2:SegmentAnything2Replica",
+        file="image",
     ),
 )
 

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from deployments.errors import LivepeerRayError
+from deployments.tiny_models.blip import save_blip
 from deployments.tiny_models.language_model import save_language_model
 from deployments.tiny_models.repository import write_repository
+from deployments.tiny_models.sam2 import save_sam2
 from deployments.tiny_models.speech import save_vits, save_whisper
 from deployments.tiny_models.stable_diffusion import save_stable_diffusion
 
@@ -59,6 +61,8 @@ RECIPES: dict[str, Recipe] = {
         save=save_language_model,
         entry={"ray": {"max_ongoing_requests": 8}},
     ),
+    "image-to-text": Recipe(name="tiny-blip", save=save_blip),
+    "segment-anything-2": Recipe(name="tiny-sam2", save=save_sam2),
 }
 """By pipeline."""
 
