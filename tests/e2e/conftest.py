@@ -102,10 +102,15 @@ class Deployed:
 def deployed(
     ray: RayCluster, tiny_models_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployed]:
-    """Two models that work, one that is broken and one that is missing, by `serve run`."""
+    """All tiny models, one of them twice, one that is broken and one that is missing."""
     deployed = Deployed(ray=ray, home=tmp_path_factory.mktemp("home"))
     models_dir, ai_models = deployed.models_dir, deployed.ai_models
     models_dir.mkdir(parents=True)
+    tiny = json.loads((tiny_models_dir / "aiModels.json").read_text())
+    others = [entry for entry in tiny if entry["pipeline"] != PIPELINE]
+    for entry in others:
+        name = f"models--{entry['model_id'].replace('/', '--')}"
+        shutil.copytree(tiny_models_dir / name, models_dir / name, symlinks=True)
     for model_id in (TINY, SECOND, BROKEN):
         source = tiny_models_dir / f"models--{TINY.replace('/', '--')}"
         target = models_dir / f"models--{model_id.replace('/', '--')}"
@@ -124,6 +129,7 @@ def deployed(
                 }
                 for model_id in (BROKEN, TINY, MISSING, SECOND)
             ]
+            + others
         )
     )
     config_file = models_dir / "serve.yaml"
@@ -177,6 +183,16 @@ class Orchestrator:
                     await asyncio.sleep(0.05)
         except TimeoutError:
             raise AssertionError(f"{slots} is advertised, not {expected}") from None
+
+    async def serves(self, pipelines: set[str]) -> None:
+        """Waits until each of these has a slot."""
+        advertised: set[str] = set()
+        try:
+            async with asyncio.timeout(2 * PATIENCE_S):
+                while not pipelines <= (advertised := set((await self.status())["capacity"])):
+                    await asyncio.sleep(0.2)
+        except TimeoutError:
+            raise AssertionError(f"{pipelines - advertised} never became ready") from None
 
     async def has_a_job_out(self) -> None:
         """Waits until a worker has a job."""

@@ -11,7 +11,7 @@ import ray
 if __name__ == "__main__":
     ray.init(
         address="local",
-        num_cpus=8,
+        num_cpus=32,
         include_dashboard=False,
         log_to_driver=False,
         object_store_memory=300 * 1024 * 1024,
