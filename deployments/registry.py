@@ -6,7 +6,9 @@ The replica class stands as an import string, so that reading the table imports 
 from dataclasses import dataclass
 
 from deployments.schemas.base import Request
+from deployments.schemas.image_to_image import ImageToImageRequest
 from deployments.schemas.text_to_image import TextToImageRequest
+from deployments.schemas.upscale import UpscaleRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,20 @@ _ALL = (
         capability=27,
         request=TextToImageRequest,
         replica="deployments.text_to_image:TextToImageReplica",
+    ),
+    Pipeline(
+        name="image-to-image",
+        capability=28,
+        request=ImageToImageRequest,
+        replica="deployments.image_to_image:ImageToImageReplica",
+        file="image",
+    ),
+    Pipeline(
+        name="upscale",
+        capability=30,
+        request=UpscaleRequest,
+        replica="deployments.upscale:UpscaleReplica",
+        file="image",
     ),
 )
 

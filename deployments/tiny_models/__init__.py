@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from deployments.errors import LivepeerRayError
+from deployments.tiny_models.instruct_pix2pix import save_instruct_pix2pix
 from deployments.tiny_models.repository import write_repository
 from deployments.tiny_models.stable_diffusion import save_stable_diffusion
+from deployments.tiny_models.upscaler import save_upscaler
 
 AI_MODELS_FILE = "aiModels.json"
 ORGANISATION = "livepeer-ray"
@@ -50,6 +52,8 @@ RECIPES: dict[str, Recipe] = {
         save=save_stable_diffusion,
         entry={"capacity": 2, "ray": {"max_ongoing_requests": 2}},
     ),
+    "image-to-image": Recipe(name="tiny-instruct-pix2pix", save=save_instruct_pix2pix),
+    "upscale": Recipe(name="tiny-upscaler", save=save_upscaler),
 }
 """By pipeline."""
 
