@@ -58,10 +58,9 @@ class DiffusionReplica(Replica[RequestT, RawT, ResultT]):
     def load(self, snapshot: Path) -> None:
         """Loads the pipeline and, if it is there, the safety checker."""
         self._pipe: Any = load_pipeline(self.factory(snapshot), snapshot)
-        # One image at a time through the decoder, which needs the most memory of all parts.
-        if hasattr(self._pipe.vae, "enable_slicing"):
-            self._pipe.vae.enable_slicing()
-        self._vae_dtype = self._pipe.vae.dtype
+        # Most pipelines decode with one; the few others go without what is done for it.
+        self._vae: Any = getattr(self._pipe, "vae", None)
+        self._vae_dtype = None if self._vae is None else self._vae.dtype
         self._takes = frozenset(inspect.signature(self._pipe.__call__).parameters)
         self._safety = SafetyChecker.load(self.args.models_dir)
 
@@ -84,8 +83,9 @@ class DiffusionReplica(Replica[RequestT, RawT, ResultT]):
             "callback_on_step_end": on_step_end,
             "callback": callback,
         }
-        # Pipelines widen float16 decoders for a while. One that failed meanwhile left it wide.
-        self._pipe.vae.to(self._vae_dtype)
+        if self._vae is not None:
+            # Pipelines widen float16 decoders for a while; one that failed then left it wide.
+            self._vae.to(self._vae_dtype)
         return self._pipe(**{name: wanted[name] for name in wanted if name in self._takes})
 
     def generators(self, seeds: Sequence[int]) -> list[Any]:
@@ -107,6 +107,9 @@ class ImagesReplica(DiffusionReplica[RequestT, Rendered, ImagesResult]):
     def load(self, snapshot: Path) -> None:
         """Loads the pipeline, to which LoRAs can be added."""
         super().load(snapshot)
+        # One image at a time through the decoder, which needs the most memory of all parts.
+        if hasattr(self._vae, "enable_slicing"):
+            self._vae.enable_slicing()
         self._loras = Loras(pipe=self._pipe, models_dir=self.args.models_dir)
 
     def render(

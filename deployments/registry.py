@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from deployments.schemas.base import Request
 from deployments.schemas.image_to_image import ImageToImageRequest
+from deployments.schemas.image_to_video import ImageToVideoRequest
 from deployments.schemas.text_to_image import TextToImageRequest
 from deployments.schemas.upscale import UpscaleRequest
 
@@ -40,6 +41,13 @@ _ALL = (
         capability=28,
         request=ImageToImageRequest,
         replica="deployments.image_to_image:ImageToImageReplica",
+        file="image",
+    ),
+    Pipeline(
+        name="image-to-video",
+        capability=29,
+        request=ImageToVideoRequest,
+        replica="deployments.image_to_video:ImageToVideoReplica",
         file="image",
     ),
     Pipeline(

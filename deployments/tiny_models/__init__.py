@@ -17,6 +17,7 @@ from deployments.errors import LivepeerRayError
 from deployments.tiny_models.instruct_pix2pix import save_instruct_pix2pix
 from deployments.tiny_models.repository import write_repository
 from deployments.tiny_models.stable_diffusion import save_stable_diffusion
+from deployments.tiny_models.stable_video import save_stable_video
 from deployments.tiny_models.upscaler import save_upscaler
 
 AI_MODELS_FILE = "aiModels.json"
@@ -53,6 +54,7 @@ RECIPES: dict[str, Recipe] = {
         entry={"capacity": 2, "ray": {"max_ongoing_requests": 2}},
     ),
     "image-to-image": Recipe(name="tiny-instruct-pix2pix", save=save_instruct_pix2pix),
+    "image-to-video": Recipe(name="tiny-stable-video", save=save_stable_video),
     "upscale": Recipe(name="tiny-upscaler", save=save_upscaler),
 }
 """By pipeline."""

@@ -61,7 +61,6 @@ async def test_sizes_are_exact_for_models_with_larger_patches(
         """The pipeline, noting what it is asked for."""
 
         device = pipe.device
-        vae = pipe.vae
 
         def __call__(self, **parameters: Any) -> Any:
             asked.update(parameters)
