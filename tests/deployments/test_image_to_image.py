@@ -308,3 +308,10 @@ async def test_the_input_guides_the_answer(stable_diffusion: ImageToImageReplica
         for seed in (0, 1)
     ]
     assert abs(dark - bright).max() > 5
+
+
+def test_cancelling_is_looked_for_after_each_step(pix2pix: ImageToImageReplica) -> None:
+    looked: list[None] = []
+    pix2pix.infer(request(num_inference_steps=2), lambda: looked.append(None))
+    # And once before the images are checked.
+    assert len(looked) == 2 + 1

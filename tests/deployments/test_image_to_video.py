@@ -168,3 +168,9 @@ def test_the_safety_checker_sees_the_first_frame(
     assert np.array_equal(checker.seen[0], clip.frames[:1])
     assert not video.infer(request(safety_check=False), lambda: None).nsfw
     assert len(checker.seen) == 1
+
+
+def test_cancelling_is_looked_for_after_each_step(video: ImageToVideoReplica) -> None:
+    looked: list[None] = []
+    video.infer(request(num_inference_steps=2), lambda: looked.append(None))
+    assert len(looked) == 2

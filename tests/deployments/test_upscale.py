@@ -130,3 +130,10 @@ async def test_a_cancelled_request_stops_at_its_next_step(
     monkeypatch.undo()
     await upscaler.run(request())
     assert steps == 1
+
+
+def test_cancelling_is_looked_for_after_each_step(upscaler: UpscaleReplica) -> None:
+    looked: list[None] = []
+    upscaler.infer(request(num_inference_steps=2), lambda: looked.append(None))
+    # And once before the images are checked.
+    assert len(looked) == 2 + 1
