@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from ray import serve
 
 from deployments.app import application
+from deployments.diffusion import Rendered
 from deployments.model_args import ModelArgs
 from deployments.schemas.text_to_image import TextToImageRequest
-from deployments.text_to_image import Rendered, TextToImageReplica
+from deployments.text_to_image import TextToImageReplica
 
 PICTURE = "picture.npy"
 """In the model's directory: H x W x 3 pixels."""

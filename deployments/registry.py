@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 from deployments.schemas.audio_to_text import AudioToTextRequest
 from deployments.schemas.base import Request
+from deployments.schemas.image_to_image import ImageToImageRequest
 from deployments.schemas.image_to_text import ImageToTextRequest
+from deployments.schemas.image_to_video import ImageToVideoRequest
 from deployments.schemas.llm import LLMRequest
 from deployments.schemas.segment_anything_2 import SegmentAnything2Request
 from deployments.schemas.text_to_image import TextToImageRequest
 from deployments.schemas.text_to_speech import TextToSpeechRequest
+from deployments.schemas.upscale import UpscaleRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,27 @@ _ALL = (
         replica="deployments.text_to_image:TextToImageReplica",
     ),
     Pipeline(
+        name="image-to-image",
+        capability=28,
+        request=ImageToImageRequest,
+        replica="deployments.image_to_image:ImageToImageReplica",
+        file="image",
+    ),
+    Pipeline(
+        name="image-to-video",
+        capability=29,
+        request=ImageToVideoRequest,
+        replica="deployments.image_to_video:ImageToVideoReplica",
+        file="image",
+    ),
+    Pipeline(
+        name="upscale",
+        capability=30,
+        request=UpscaleRequest,
+        replica="deployments.upscale:UpscaleReplica",
+        file="image",
+    ),
+    Pipeline(
         name="audio-to-text",
         capability=31,
         request=AudioToTextRequest,
@@ -46,10 +70,11 @@ _ALL = (
         file="audio",
     ),
     Pipeline(
-        name="text-to-speech",
-        capability=36,
-        request=TextToSpeechRequest,
-        replica="deployments.text_to_speech:TextToSpeechReplica",
+        name="segment-anything-2",
+        capability=32,
+        request=SegmentAnything2Request,
+        replica="deployments.segment_anything_2:SegmentAnything2Replica",
+        file="image",
     ),
     Pipeline(
         name="llm",
@@ -66,11 +91,10 @@ _ALL = (
         file="image",
     ),
     Pipeline(
-        name="segment-anything-2",
-        capability=32,
-        request=SegmentAnything2Request,
-        replica="deployments.segment_anything_2:SegmentAnything2Replica",
-        file="image",
+        name="text-to-speech",
+        capability=36,
+        request=TextToSpeechRequest,
+        replica="deployments.text_to_speech:TextToSpeechReplica",
     ),
 )
 

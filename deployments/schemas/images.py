@@ -1,8 +1,10 @@
-"""The result of every pipeline that answers with images, and the bounds they share."""
+"""The result of every pipeline that answers with images, and the parameters they share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from deployments.schemas.base import MediaFile, Result
 
@@ -25,6 +27,25 @@ MAX_STEPS = 200
 
 MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1 - MAX_IMAGES
 """The answer's seeds are Go int64 and count up from the request's, one an image."""
+
+MAX_PROMPT_CHARS = 10_000
+"""Text encoders read at most 77 (CLIP) or 512 (T5) tokens; the tokenizer still reads it all."""
+
+MAX_LORAS_CHARS = 2_000
+"""A JSON object of a few repository ids and weights."""
+
+MAX_GUIDANCE = 100.0
+"""Guidance multiplies latents; far beyond this float16 overflows to black images."""
+
+Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
+Loras = Annotated[str, Field(max_length=MAX_LORAS_CHARS)]
+Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=SIDE_MULTIPLE)]
+Guidance = Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]
+Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
+Seed = Annotated[int, Field(ge=MIN_SEED, le=MAX_SEED)]
+Count = Annotated[int, Field(ge=1, le=MAX_IMAGES)]
+InputFile = Annotated[bytes, Field(min_length=1, repr=False)]
+"""The input file, which the bridge fetched."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,11 +15,14 @@ from typing import Any
 
 from deployments.errors import LivepeerRayError
 from deployments.tiny_models.blip import save_blip
+from deployments.tiny_models.instruct_pix2pix import save_instruct_pix2pix
 from deployments.tiny_models.language_model import save_language_model
 from deployments.tiny_models.repository import write_repository
 from deployments.tiny_models.sam2 import save_sam2
 from deployments.tiny_models.speech import save_vits, save_whisper
 from deployments.tiny_models.stable_diffusion import save_stable_diffusion
+from deployments.tiny_models.stable_video import save_stable_video
+from deployments.tiny_models.upscaler import save_upscaler
 
 AI_MODELS_FILE = "aiModels.json"
 ORGANISATION = "livepeer-ray"
@@ -63,6 +66,9 @@ RECIPES: dict[str, Recipe] = {
     ),
     "image-to-text": Recipe(name="tiny-blip", save=save_blip),
     "segment-anything-2": Recipe(name="tiny-sam2", save=save_sam2),
+    "image-to-image": Recipe(name="tiny-instruct-pix2pix", save=save_instruct_pix2pix),
+    "image-to-video": Recipe(name="tiny-stable-video", save=save_stable_video),
+    "upscale": Recipe(name="tiny-upscaler", save=save_upscaler),
 }
 """By pipeline."""
 

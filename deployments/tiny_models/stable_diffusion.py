@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 
-def _clip_tokenizer() -> Any:
+def clip_tokenizer() -> Any:
     """Returns a CLIP tokenizer of single bytes: 256, the same at a word's end, start and end."""
     from transformers import CLIPTokenizer
 
@@ -22,7 +22,8 @@ def _clip_tokenizer() -> Any:
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
 
 
-def _clip_text_encoder(tokenizer: Any) -> Any:
+def clip_text_encoder(tokenizer: Any) -> Any:
+    """Returns CLIP's text encoder, for this tokenizer."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     config = CLIPTextConfig(
@@ -41,25 +42,34 @@ def _clip_text_encoder(tokenizer: Any) -> Any:
     return CLIPTextModel(config).eval()
 
 
-def _vae() -> Any:
-    """Returns a decoder that shrinks by 8, as Stable Diffusion's."""
+def vae(levels: int = 4, **config: Any) -> Any:
+    """Returns Stable Diffusion's autoencoder.
+
+    Args:
+        levels: sides are halved once less than that; four levels shrink by 8.
+        config: what else is to differ from Stable Diffusion 1.5's.
+    """
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        block_out_channels=(8,) * 4,
+        block_out_channels=(8,) * levels,
         layers_per_block=1,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
         latent_channels=4,
         norm_num_groups=4,
         sample_size=32,
+        **config,
     ).eval()
 
 
-def _unet() -> Any:
+def unet(**config: Any) -> Any:
     """Returns Stable Diffusion's UNet with attention at the two middle resolutions only.
 
     At the full one, attention over 4096 latents of a 512x512 image is 90 % of a CPU's work.
+
+    Args:
+        config: what is to differ from Stable Diffusion 1.5's.
     """
     from diffusers import UNet2DConditionModel
 
@@ -72,6 +82,7 @@ def _unet() -> Any:
         attention_head_dim=2,
         down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * 2, "DownBlock2D"),
         up_block_types=("UpBlock2D", *("CrossAttnUpBlock2D",) * 2, "UpBlock2D"),
+        **config,
     ).eval()
 
 
@@ -79,12 +90,12 @@ def save_stable_diffusion(directory: Path) -> None:
     """Saves the shape of Stable Diffusion 1.5 in about 1 MB."""
     from diffusers import PNDMScheduler, StableDiffusionPipeline
 
-    tokenizer = _clip_tokenizer()
+    tokenizer = clip_tokenizer()
     StableDiffusionPipeline(
-        vae=_vae(),
-        text_encoder=_clip_text_encoder(tokenizer),
+        vae=vae(),
+        text_encoder=clip_text_encoder(tokenizer),
         tokenizer=tokenizer,
-        unet=_unet(),
+        unet=unet(),
         scheduler=PNDMScheduler(
             beta_start=0.00085,
             beta_end=0.012,

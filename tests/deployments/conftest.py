@@ -12,10 +12,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from deployments.diffusion import Rendered
 from deployments.model_args import ModelArgs
 from deployments.schemas.images import ImagesResult
 from deployments.schemas.text_to_image import TextToImageRequest
-from deployments.text_to_image import Rendered, TextToImageReplica
+from deployments.text_to_image import TextToImageReplica
 
 TINY_SD = "livepeer-ray/tiny-sd"
 PATIENCE_S = 30.0

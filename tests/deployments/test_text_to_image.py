@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from deployments import text_to_image
+from deployments import diffusion
 from deployments.text_to_image import TextToImageReplica
 from tests.deployments.conftest import ObservedReplica, args, pixels, request
 
@@ -33,7 +34,7 @@ async def test_many_images_are_rendered_in_bounded_passes(
 ) -> None:
     whole = (await replica.run(request(num_images_per_prompt=5))).result
     steps_of_one_pass = replica.steps
-    monkeypatch.setattr(text_to_image, "MAX_PIXELS_PER_PASS", 2 * 64 * 64)
+    monkeypatch.setattr(diffusion, "MAX_PIXELS_PER_PASS", 2 * 64 * 64)
     replica.reset()
     passes = (await replica.run(request(num_images_per_prompt=5))).result
     # Once after each step, and once at the end.
@@ -52,7 +53,7 @@ async def test_sizes_are_exact(replica: ObservedReplica, width: int, height: int
 async def test_sizes_are_exact_for_models_with_larger_patches(
     replica: ObservedReplica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text_to_image, "PATCHING_FAMILIES", ("StableDiffusion",))
+    monkeypatch.setattr(diffusion, "PATCHING_FAMILIES", ("StableDiffusion",))
     asked: dict[str, Any] = {}
     pipe = replica._pipe
 
@@ -109,7 +110,7 @@ async def test_the_extremes_of_a_seed_are_served(replica: ObservedReplica) -> No
 async def test_turbo_models_run_without_guidance(
     replica: ObservedReplica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text_to_image, "TURBO_MODELS", frozenset({replica.args.model_id}))
+    monkeypatch.setattr(diffusion, "TURBO_MODELS", frozenset({replica.args.model_id}))
     low, high = [(await replica.run(request(guidance_scale=scale))).result for scale in (2, 9)]
     assert low.files[0].data == high.files[0].data
 
@@ -133,7 +134,7 @@ def test_prompts_of_several_encoders(
     expected: dict[str, str],
 ) -> None:
     monkeypatch.setattr(replica, "_takes", frozenset(takes))
-    assert replica._split("prompt", text) == expected
+    assert replica.split("prompt", text) == expected
 
 
 async def test_what_a_pipeline_does_not_take_is_left_out(
@@ -157,6 +158,14 @@ async def test_a_replica_of_a_directory_without_a_checker_calls_all_images_safe(
     result = (await replica.run(request(safety_check=True))).result
     assert [image.nsfw for image in result.images] == [False]
     replica.close()
+
+
+async def test_a_decoder_left_in_another_type_is_put_right(replica: ObservedReplica) -> None:
+    """As after a request that ran out of memory while diffusers had widened the decoder."""
+    plain = (await replica.run(request())).result
+    replica._pipe.vae.to(torch.float64)
+    again = (await replica.run(request())).result
+    assert again.files[0].data == plain.files[0].data
 
 
 async def test_pixels_vary(replica: ObservedReplica) -> None:

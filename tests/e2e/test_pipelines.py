@@ -171,10 +171,12 @@ async def _an_image_four_times_as_large(answers: Answers, answer: Any) -> None:
 
 async def _a_video(answers: Answers, answer: Any) -> None:
     (entry,) = answer["images"]
-    with av.open(io.BytesIO(await answers.download(entry["url"]))) as container:
+    data = io.BytesIO(await answers.download(entry["url"]))
+    with av.open(data, mode="r") as container:
         video = container.streams.video[0]
-        assert (video.width, video.height, video.average_rate) == (128, 64, 8)
-        assert sum(1 for _ in container.decode(video)) > 1
+        assert (video.width, video.height) == (128, 64)
+        assert video.average_rate == 8
+        assert len(list(container.decode(video))) > 1
 
 
 async def _text_with_chunks(_: Answers, answer: Any) -> None:
