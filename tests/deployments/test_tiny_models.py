@@ -35,7 +35,7 @@ def test_the_command_writes_the_same_bytes_in_every_process(tmp_path: Path) -> N
         check=True,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=250,
     )
     assert ran.stdout == ""
     assert ran.stderr == f"text-to-image: {TINY_SD}\n"

@@ -18,7 +18,7 @@ import pytest
 
 from tests.e2e.programs import BIN, livepeer_ray
 
-PATIENCE_S = 90.0
+PATIENCE_S = 240.0
 SECRET = "an orchestrator's secret"
 PIPELINE = "text-to-image"
 TINY = "livepeer-ray/tiny-sd"

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
-PATIENCE_S = 90.0
+PATIENCE_S = 240.0
 BIN = Path(sys.executable).parent
 
 
