@@ -77,7 +77,7 @@ def load_ai_models(source: str | os.PathLike[str]) -> AIModels:
     models = _merge(located, problems)
     if not models and not problems:
         served = ", ".join(PIPELINES)
-        problems.append(f"no entry is of a pipeline that this release serves ({served})")
+        problems.append(f"no entry is of a pipeline that a worker serves ({served})")
     if problems:
         raise AIModelsError([f"{raw.label}: {problem}" for problem in problems])
     return AIModels(models=models, warnings=tuple(warnings), source=raw.source)

@@ -34,19 +34,6 @@ from cluster.ai_models_types import (
 )
 from deployments.registry import PIPELINES
 
-WORKER_PIPELINES = (
-    "text-to-image",
-    "image-to-image",
-    "image-to-video",
-    "upscale",
-    "audio-to-text",
-    "segment-anything-2",
-    "llm",
-    "image-to-text",
-    "text-to-speech",
-)
-"""What the network sends to remote AI workers (go-livepeer, core/capabilities.go)."""
-
 OTHER_PIPELINES = ("live-video-to-video", "byoc")
 """Capabilities of the network that reach their containers in other ways."""
 
@@ -167,8 +154,8 @@ class _Entry(BaseModel):
     @field_validator("pipeline")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value not in (*WORKER_PIPELINES, *OTHER_PIPELINES):
-            raise ValueError(f"must be one of {', '.join(WORKER_PIPELINES)}")
+        if value not in (*PIPELINES, *OTHER_PIPELINES):
+            raise ValueError(f"must be one of {', '.join(PIPELINES)}")
         return value
 
     @field_validator("model_id")
@@ -189,8 +176,6 @@ class _Entry(BaseModel):
         """Returns the warning with which a valid entry is left out."""
         if self.pipeline in OTHER_PIPELINES:
             return "pipeline: the network does not send it to remote AI workers, skipped"
-        if self.pipeline not in PIPELINES and not self.url:
-            return "pipeline: not served by this release (except by a url), skipped"
         return None
 
     def resolve(self) -> tuple[AIModel, list[str]]:

@@ -19,9 +19,10 @@ from cluster.ai_models import (
     format_table,
     load_ai_models,
 )
-from cluster.ai_models_entry import WORKER_PIPELINES
+from cluster.ai_models_entry import OTHER_PIPELINES
 from cluster.commands import validate
 from cluster.errors import AIModelsError
+from cluster.loopback.pipelines import CAPABILITIES
 from deployments.registry import PIPELINES
 
 TOKEN = "tok-3f9a1c"  # in no other word of these tests, so that a leak can be searched for
@@ -101,8 +102,10 @@ docs/custom-pipeline.md, in one file."""
 def test_documented_file(write: Write) -> None:
     models = load_ai_models(write(DOCUMENTED))
 
-    image, audio, llm = models.models
+    image, upscale, audio, llm = models.models
     assert image == AIModel(pipeline="text-to-image", model_id="SG161222/RealVisXL_V4.0_Lightning")
+    assert upscale.warm
+    assert upscale.flags == OptimizationFlags(sfast=True)
     assert audio.key == ("audio-to-text", "openai/whisper-large-v3")
     assert audio.url == "http://my-external-container:8000"
     assert audio.capacity == 2
@@ -113,8 +116,6 @@ def test_documented_file(write: Write) -> None:
     assert llm.warm
     assert llm.token is None
     assert warnings(models) == [
-        "entry 2 (upscale stabilityai/stable-diffusion-x4-upscaler): "
-        "pipeline: not served by this release (except by a url), skipped",
         "entry 5 (live-video-to-video my-pipeline): "
         "pipeline: the network does not send it to remote AI workers, skipped",
     ]
@@ -276,12 +277,15 @@ def test_objects_and_lists_are_not_quoted(write: Write, fields: dict[str, Any]) 
 def test_unknown_pipeline_names_the_known_ones(write: Write) -> None:
     (problem,) = problems(write([entry(pipeline="text2image")]))
     assert problem.startswith("entry 1 (text2image org/name): pipeline: must be one of ")
-    assert all(name in problem for name in WORKER_PIPELINES)
+    assert all(name in problem for name in PIPELINES)
     assert problem.endswith('got "text2image"')
 
 
 def test_the_registry_s_pipelines_are_the_network_s() -> None:
-    assert set(PIPELINES) <= set(WORKER_PIPELINES)
+    # The loopback orchestrator has the network's table of its own, from go-livepeer.
+    network = {name: number for number, name in CAPABILITIES.items()}
+    ours = {name: pipeline.capability for name, pipeline in PIPELINES.items()}
+    assert ours == {name: network[name] for name in network if name not in OTHER_PIPELINES}
 
 
 @pytest.mark.parametrize(
@@ -491,9 +495,9 @@ def test_max_replicas_below_the_summed_capacity(write: Write) -> None:
     ]
 
 
-def test_nothing_that_this_release_serves(write: Write) -> None:
-    assert problems(write([entry(pipeline="upscale")])) == [
-        f"no entry is of a pipeline that this release serves ({', '.join(PIPELINES)})"
+def test_nothing_that_a_worker_serves(write: Write) -> None:
+    assert problems(write([entry(pipeline="byoc")])) == [
+        f"no entry is of a pipeline that a worker serves ({', '.join(PIPELINES)})"
     ]
 
 
@@ -690,13 +694,13 @@ def test_table(write: Write) -> None:
 def test_validate_prints_the_table_and_warnings(
     write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write([entry(warm=True), entry(pipeline="upscale")])
+    path = write([entry(warm=True), entry(pipeline="byoc")])
     assert validate.run(str(path)) == 0
     out, err = capsys.readouterr()
     assert out == format_table(load_ai_models(path)) + "\n"
     assert err == (
-        f"warning: {path}: entry 2 (upscale org/name): pipeline: not served by this release "
-        "(except by a url), skipped\n"
+        f"warning: {path}: entry 2 (byoc org/name): pipeline: the network does not send it to "
+        "remote AI workers, skipped\n"
     )
 
 

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cluster.ai_models import AIModels, ModelKey, format_table, load_ai_models
-from cluster.ai_models_entry import WORKER_PIPELINES, parse_entry
+from cluster.ai_models_entry import parse_entry
 from cluster.ai_models_source import SHORT_FORM
 from cluster.errors import AIModelsError
 from deployments.registry import PIPELINES
@@ -66,7 +66,7 @@ ray = st.dictionaries(
 near_entries = st.dictionaries(field_names, likely | anything | flags | ray, max_size=8)
 near_valid = st.fixed_dictionaries(
     {
-        "pipeline": st.sampled_from(WORKER_PIPELINES),
+        "pipeline": st.sampled_from(sorted(PIPELINES)),
         "model_id": st.sampled_from(["a/b", "c-turbo"]),
     },
     optional={

@@ -15,7 +15,7 @@ from tests.e2e.conftest import SECRET, Deployed, Orchestrator
 from tests.e2e.programs import livepeer_ray
 
 
-def picture(width: int = 64, height: int = 48) -> bytes:
+def picture(width: int = 128, height: int = 96) -> bytes:
     """A PNG with a gradient and a box."""
     pixels = np.zeros((height, width, 3), dtype=np.uint8)
     pixels[:, :, 0] = np.linspace(0, 255, width, dtype=np.uint8)
@@ -162,11 +162,11 @@ async def _an_image_of_512(answers: Answers, answer: Any) -> None:
 
 
 async def _an_image(answers: Answers, answer: Any) -> None:
-    assert (await answers.image(answer)).size == (64, 48)
+    assert (await answers.image(answer)).size == (128, 96)
 
 
 async def _an_image_four_times_as_large(answers: Answers, answer: Any) -> None:
-    assert (await answers.image(answer)).size == (256, 192)
+    assert (await answers.image(answer)).size == (512, 384)
 
 
 async def _a_video(answers: Answers, answer: Any) -> None:
@@ -186,7 +186,7 @@ async def _text_with_chunks(_: Answers, answer: Any) -> None:
 
 async def _masks(_: Answers, answer: Any) -> None:
     masks = np.array(json.loads(answer["masks"]))
-    assert masks.shape == (1, 48, 64)
+    assert masks.shape == (1, 96, 128)
     assert set(np.unique(masks)) <= {0.0, 1.0}
     assert len(json.loads(answer["scores"])) == 1
 
