@@ -27,5 +27,7 @@ clean:
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing into $(VENV): one to three minutes, more where torch brings CUDA along"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	# Without --no-compile pip spends a minute on bytecode of which little is ever imported.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+		--constraint constraints.txt --editable '.[dev]'
 	@touch $(INSTALLED)
