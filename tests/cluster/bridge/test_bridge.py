@@ -247,3 +247,24 @@ async def test_text_that_cannot_be_encoded_is_answered(
             await orchestrator.send_job(
                 worker=orchestrator.workers[0], pipeline="text-to-image", request_data=data
             )
+
+
+async def test_an_old_registration_is_not_closed_between_its_jobs(
+    orchestrator: LoopbackOrchestrator,
+) -> None:
+    async with running(address(orchestrator), capacity(a=4)) as bridge:
+        await registered(orchestrator)
+        old = orchestrator.workers[0]
+        bridge.capacities.put_nowait(capacity(a=5))
+        await registered(orchestrator, 2)
+        # Longer than a new registration needs to stand, with pauses shorter than the quiet.
+        for _ in range(15):
+            assert old in orchestrator.workers
+            async with asyncio.timeout(10):
+                await orchestrator.send_job(
+                    worker=old,
+                    pipeline="text-to-image",
+                    request_data=b'{"request": {"prompt": "x", "model_id": "org/a"}}',
+                )
+            await asyncio.sleep(0.05)
+        await orchestrator.wait_for_workers(lambda workers: old not in workers)
