@@ -35,6 +35,7 @@ from cluster.bridge.registration import WorkerRegistration
 from cluster.bridge.results import Answer, Delivery
 from cluster.capacity import Capacity, CapacityWatch, ModelCapacity
 from cluster.errors import LivepeerRayError
+from cluster.placement import UNBOUNDED, place
 from cluster.serve_config import serve_config
 from cluster.settings import DEADLINE_S, NEWEST_KNOWN_VERSION
 
@@ -88,7 +89,7 @@ def deploy(pixels: NDArray[np.uint8], *, models_dir: Path) -> None:
     """
     write_model(models_dir, MODEL.model_id, pixels)
     serve_client.start_local()
-    config = serve_config([MODEL], models_dir=models_dir, gpus=False)
+    config = serve_config(place([MODEL], supply=UNBOUNDED), models_dir=models_dir, gpus=False)
     config["applications"][0]["import_path"] = "benchmarks.fixed_image:build"
     serve_client.deploy(config)
     deadline = time.monotonic() + START_TIMEOUT_S

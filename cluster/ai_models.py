@@ -73,7 +73,8 @@ def load_ai_models(source: str | os.PathLike[str]) -> AIModels:
         problems += [f"{where}: {problem}" for problem in parsed.problems]
         warnings += [f"{raw.label}: {where}: {warning}" for warning in parsed.warnings]
         if parsed.model is not None:
-            located.append(_Located(model=parsed.model, number=number, where=where))
+            model = replace(parsed.model, entry=number)
+            located.append(_Located(model=model, number=number, where=where))
     models = _merge(located, problems)
     if not models and not problems:
         served = ", ".join(PIPELINES)

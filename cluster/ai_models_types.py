@@ -44,7 +44,7 @@ class RayOptions(BaseModel):
     num_gpus: Annotated[float, AfterValidator(_gpu_count)] = 1.0
     """GPUs of each replica; 0 runs it on the CPU."""
     max_replicas: int | None = Field(default=None, ge=1, le=MAX_CAPACITY)
-    """How far load may add replicas; None: no further than `capacity`."""
+    """How far load may add replicas; None: on GPUs, as far as there are any."""
     max_ongoing_requests: int = Field(default=1, ge=1, le=MAX_CAPACITY)
     """Requests that one replica works on at a time."""
     accelerator_type: Annotated[str, AfterValidator(word)] | None = None
@@ -73,6 +73,8 @@ class AIModel:
     token: SecretStr | None = None
     flags: OptimizationFlags = OptimizationFlags()
     ray: RayOptions = field(default_factory=RayOptions)
+    entry: int = field(default=0, compare=False)
+    """Number of its first entry in the file, for messages; a model that moves is the same."""
 
     @property
     def key(self) -> ModelKey:

@@ -105,6 +105,7 @@ def _start(arguments: argparse.Namespace) -> int:
         bridge_settings(arguments),
         models_dir=models_dir(arguments.ai_models_dir),
         device=device(arguments.device),
+        autoscaler_gpus=arguments.autoscaler_gpus,
         log_json=arguments.log_json,
     )
 
@@ -126,6 +127,7 @@ def _serve_config(arguments: argparse.Namespace) -> int:
         arguments.ai_models,
         models_dir=models_dir(arguments.ai_models_dir),
         device=device(arguments.device),
+        autoscaler_gpus=arguments.autoscaler_gpus,
     )
 
 

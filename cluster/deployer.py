@@ -18,6 +18,7 @@ import ray
 from cluster import logs, serve_client
 from cluster.ai_models import load_ai_models
 from cluster.errors import ClusterUnreachable, ConfigError
+from cluster.placement import UNBOUNDED, place
 from cluster.serve_config import on_ray, serve_config
 from cluster.settings import (
     EXIT_CONFIG,
@@ -29,6 +30,7 @@ from cluster.settings import (
     models_dir,
 )
 from cluster.supervised import when_the_supervisor_ends
+from cluster.supply import autoscaler_most, supply
 
 logger = logging.getLogger("cluster.deployer")
 
@@ -45,6 +47,7 @@ def main() -> int:
     try:
         served = on_ray(load_ai_models(arguments.ai_models).models)
         wanted, directory = device(arguments.device), models_dir(arguments.ai_models_dir)
+        most = autoscaler_most(arguments.autoscaler_gpus)
         local = _join(arguments.ray_address)
     except ConfigError as error:
         logger.error("%s", error)  # noqa: TRY400 - a setting is wrong, not the program
@@ -52,13 +55,17 @@ def main() -> int:
     except ClusterUnreachable as error:
         logger.error("%s", error)  # noqa: TRY400 - as above
         return EXIT_NO_CLUSTER
-    gpus = wanted.gpus(serve_client.cluster_gpus())
+    available = supply(serve_client.node_resources(), most)
+    gpus = wanted.gpus(available.gpus)
     if not gpus and wanted is Device.AUTO:
         logger.warning(
             "the cluster has no GPU, so models run on its CPUs; where GPU machines join later, "
             "say --device gpu"
         )
-    serve_client.deploy(serve_config(served, models_dir=directory, gpus=gpus))
+    placement = place(served, supply=available if gpus else UNBOUNDED)
+    for lacking in placement.lacking:
+        logger.warning("%s", lacking)
+    serve_client.deploy(serve_config(placement, models_dir=directory, gpus=gpus))
     address = ray.get_runtime_context().gcs_address
     print(json.dumps({"ray_address": address, "local": local}), flush=True)
     if local:

@@ -102,10 +102,9 @@ def start_local() -> None:
     )
 
 
-def cluster_gpus() -> float:
-    """GPUs of the cluster now, by Ray's count."""
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return resources.get("GPU", 0.0)
+def node_resources() -> list[dict[str, float]]:
+    """Ray's resources of each machine that is alive."""
+    return [node["Resources"] for node in _nodes() if node["Alive"]]
 
 
 def deploy(config: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from cluster.ai_models import AIModel, ModelKey
+from cluster.placement import Placement, Served
 from deployments.model_args import DEPLOYMENT, ModelArgs
 
 
@@ -27,18 +28,20 @@ def on_ray(models: Sequence[AIModel]) -> tuple[AIModel, ...]:
     return tuple(model for model in models if not model.url)
 
 
-def serve_config(models: Sequence[AIModel], *, models_dir: Path, gpus: bool) -> dict[str, Any]:
+def serve_config(placement: Placement, *, models_dir: Path, gpus: bool) -> dict[str, Any]:
     """Renders the config.
 
     Args:
-        models: those to serve on this cluster.
+        placement: what to serve on this cluster.
         models_dir: Hugging Face cache, at the same path on every node.
         gpus: whether the cluster has GPUs; without, models run on its CPUs.
     """
     return {
         # Jobs come through deployment handles, so that no HTTP proxy has to run.
         "proxy_location": "Disabled",
-        "applications": [_application(model, models_dir, gpus=gpus) for model in models],
+        "applications": [
+            _application(served, models_dir, gpus=gpus) for served in placement.served
+        ],
     }
 
 
@@ -47,7 +50,8 @@ def to_yaml(config: dict[str, Any]) -> str:
     return yaml.safe_dump(config, sort_keys=False)
 
 
-def _application(model: AIModel, models_dir: Path, *, gpus: bool) -> dict[str, Any]:
+def _application(served: Served, models_dir: Path, *, gpus: bool) -> dict[str, Any]:
+    model = served.model
     return {
         "name": app_name(model.key),
         "route_prefix": None,
@@ -64,7 +68,7 @@ def _application(model: AIModel, models_dir: Path, *, gpus: bool) -> dict[str, A
                 "name": DEPLOYMENT,
                 "max_ongoing_requests": model.ray.max_ongoing_requests,
                 "ray_actor_options": _actor_options(model, gpus=gpus),
-                **_replicas(model),
+                **_replicas(served),
             }
         ],
     }
@@ -77,17 +81,15 @@ def _actor_options(model: AIModel, *, gpus: bool) -> dict[str, Any]:
     return options
 
 
-def _replicas(model: AIModel) -> dict[str, Any]:
+def _replicas(served: Served) -> dict[str, Any]:
     """Fixed where nothing may change, otherwise autoscaled between the bounds."""
-    minimum = model.capacity if model.warm else 0
-    maximum = max(model.ray.max_replicas or model.capacity, minimum, 1)
-    if minimum == maximum:
-        return {"num_replicas": minimum}
+    if served.min_replicas == served.max_replicas:
+        return {"num_replicas": served.min_replicas}
     return {
         "autoscaling_config": {
-            "min_replicas": minimum,
-            "max_replicas": maximum,
+            "min_replicas": served.min_replicas,
+            "max_replicas": served.max_replicas,
             # A replica is full when all its slots are taken.
-            "target_ongoing_requests": model.ray.max_ongoing_requests,
+            "target_ongoing_requests": served.model.ray.max_ongoing_requests,
         }
     }

@@ -107,7 +107,7 @@ def add_models_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds `--ai-models-dir` and `--device`: how models are served."""
+    """Adds `--ai-models-dir`, `--device` and `--autoscaler-gpus`: how models are served."""
     add_flag(
         parser,
         "--ai-models-dir",
@@ -119,6 +119,12 @@ def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
         "--device",
         default="auto",
         help="gpu, cpu, or auto: gpu where there is one",
+    )
+    add_flag(
+        parser,
+        "--autoscaler-gpus",
+        help="the GPU machines when Ray's autoscaler has added all it may, such as 4x1,2x8:H100; "
+        "not needed where `ray up` made the cluster",
     )
 
 

@@ -4,21 +4,24 @@ import sys
 from pathlib import Path
 
 from cluster.ai_models import load_ai_models
+from cluster.placement import UNBOUNDED, Supply, place
 from cluster.serve_config import on_ray, serve_config, to_yaml
 from cluster.settings import Device
+from cluster.supply import autoscaler_most
 
 
-def run(source: str, *, models_dir: Path, device: Device) -> int:
+def run(source: str, *, models_dir: Path, device: Device, autoscaler_gpus: str | None) -> int:
     """Prints the YAML to stdout and warnings to stderr.
 
     Raises:
-        AIModelsError: the aiModels.json has problems.
+        ConfigError: the aiModels.json has problems, or `autoscaler_gpus` makes no sense.
     """
+    most = autoscaler_most(autoscaler_gpus)
     models = load_ai_models(source)
     for warning in models.warnings:
         print(warning, file=sys.stderr)
-    available = 0
-    if device is Device.AUTO:
+    available = len(most)
+    if device is Device.AUTO and not most:
         from cluster.hardware import local_gpus
 
         available = len(local_gpus())
@@ -29,6 +32,10 @@ def run(source: str, *, models_dir: Path, device: Device) -> int:
             "machines, say --device gpu",
             file=sys.stderr,
         )
-    config = serve_config(on_ray(models.models), models_dir=models_dir, gpus=gpus)
+    supply = Supply(nodes=(), addable=tuple(most)) if gpus and most else UNBOUNDED
+    placement = place(on_ray(models.models), supply=supply)
+    for lacking in placement.lacking:
+        print(lacking, file=sys.stderr)
+    config = serve_config(placement, models_dir=models_dir, gpus=gpus)
     print(to_yaml(config), end="")
     return 0

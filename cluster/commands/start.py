@@ -29,6 +29,7 @@ from cluster.settings import (
     BridgeSettings,
     Device,
 )
+from cluster.supply import autoscaler_most
 
 logger = logging.getLogger(__name__)
 
@@ -44,20 +45,29 @@ CLUSTER_END_S = 30.0
 """For a local cluster to shut down."""
 
 
-def run(settings: BridgeSettings, *, models_dir: Path, device: Device, log_json: bool) -> int:
+def run(
+    settings: BridgeSettings,
+    *,
+    models_dir: Path,
+    device: Device,
+    autoscaler_gpus: str | None,
+    log_json: bool,
+) -> int:
     """Runs until SIGTERM or SIGINT and returns the exit status.
 
     Raises:
-        AIModelsError: the aiModels.json has problems.
+        ConfigError: the aiModels.json has problems, or `autoscaler_gpus` makes no sense.
     """
     logs.configure(as_json=log_json)
     load_ai_models(settings.ai_models)
+    autoscaler_most(autoscaler_gpus)
     flags = ["--log-json"] if log_json else []
     deploy = [
         *("--ray-address", settings.ray_address),
         *("--ai-models", settings.ai_models),
         *("--ai-models-dir", str(models_dir)),
         *("--device", device.value),
+        *(("--autoscaler-gpus", autoscaler_gpus) if autoscaler_gpus else ()),
         *flags,
     ]
     return asyncio.run(_run(settings, deploy=deploy, flags=flags))

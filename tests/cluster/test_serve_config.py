@@ -10,17 +10,24 @@ from ray.serve.schema import ServeDeploySchema
 
 from cluster.ai_models import ModelKey, load_ai_models
 from cluster.cli import main
+from cluster.placement import UNBOUNDED, Supply, place
 from cluster.serve_config import app_name, on_ray, serve_config, to_yaml
 
 PIPELINE = "text-to-image"
 
 
-def render(tmp_path: Path, *entries: dict[str, Any], gpus: bool = True) -> list[dict[str, Any]]:
+def render(
+    tmp_path: Path,
+    *entries: dict[str, Any],
+    gpus: bool = True,
+    supply: Supply = UNBOUNDED,
+) -> list[dict[str, Any]]:
     """The applications as Serve reads them back from the YAML, defaults left out."""
     file = tmp_path / "aiModels.json"
     file.write_text(json.dumps([{"pipeline": PIPELINE, **entry} for entry in entries]))
     models = on_ray(load_ai_models(file).models)
-    text = to_yaml(serve_config(models, models_dir=Path("/models"), gpus=gpus))
+    placement = place(models, supply=supply)
+    text = to_yaml(serve_config(placement, models_dir=Path("/models"), gpus=gpus))
     schema = ServeDeploySchema.model_validate(yaml.safe_load(text))
     return [app.model_dump(exclude_unset=True, mode="json") for app in schema.applications]
 
