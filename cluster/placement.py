@@ -10,6 +10,7 @@ within it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from cluster.ai_models_types import MAX_CAPACITY, AIModel, RayOptions
 
@@ -95,9 +96,9 @@ class Room:
             taken += 1
         return taken
 
-    def as_json(self) -> list[tuple[str | None, list[int]]] | None:
+    def as_json(self) -> list[list[Any]] | None:
         """What the constructor takes, for a Serve config."""
-        return self.copy()._nodes
+        return None if self._nodes is None else [[kind, list(cards)] for kind, cards in self._nodes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

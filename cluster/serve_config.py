@@ -11,8 +11,13 @@ from typing import Any
 import yaml
 
 from cluster.ai_models import AIModel, ModelKey
-from cluster.placement import Placement, Served
+from cluster.placement import Placement, Room, Served
+from cluster.scaling import LOOK_BACK_S, REPORT_S, Scaler
 from deployments.model_args import DEPLOYMENT, ModelArgs
+
+POLICY = f"{__name__}:{Scaler.__name__}"
+"""Serve pickles by value what the module that is named here defines, and all scalers have to be
+of one class, that of their own module."""
 
 
 def app_name(key: ModelKey) -> str:
@@ -40,7 +45,8 @@ def serve_config(placement: Placement, *, models_dir: Path, gpus: bool) -> dict[
         # Jobs come through deployment handles, so that no HTTP proxy has to run.
         "proxy_location": "Disabled",
         "applications": [
-            _application(served, models_dir, gpus=gpus) for served in placement.served
+            _application(served, models_dir, room=placement.room, gpus=gpus)
+            for served in placement.served
         ],
     }
 
@@ -50,7 +56,7 @@ def to_yaml(config: dict[str, Any]) -> str:
     return yaml.safe_dump(config, sort_keys=False)
 
 
-def _application(served: Served, models_dir: Path, *, gpus: bool) -> dict[str, Any]:
+def _application(served: Served, models_dir: Path, *, room: Room, gpus: bool) -> dict[str, Any]:
     model = served.model
     return {
         "name": app_name(model.key),
@@ -68,7 +74,7 @@ def _application(served: Served, models_dir: Path, *, gpus: bool) -> dict[str, A
                 "name": DEPLOYMENT,
                 "max_ongoing_requests": model.ray.max_ongoing_requests,
                 "ray_actor_options": _actor_options(model, gpus=gpus),
-                **_replicas(served),
+                **_replicas(served, room),
             }
         ],
     }
@@ -81,15 +87,29 @@ def _actor_options(model: AIModel, *, gpus: bool) -> dict[str, Any]:
     return options
 
 
-def _replicas(served: Served) -> dict[str, Any]:
+def _replicas(served: Served, room: Room) -> dict[str, Any]:
     """Fixed where nothing may change, otherwise autoscaled between the bounds."""
     if served.min_replicas == served.max_replicas:
         return {"num_replicas": served.min_replicas}
+    options = served.model.ray
     return {
         "autoscaling_config": {
             "min_replicas": served.min_replicas,
             "max_replicas": served.max_replicas,
-            # A replica is full when all its slots are taken.
-            "target_ongoing_requests": served.model.ray.max_ongoing_requests,
+            "target_ongoing_requests": options.max_ongoing_requests,
+            "look_back_period_s": LOOK_BACK_S,
+            # Deprecated, and the only thing that Serve's handles heed (Ray 2.60).
+            "metrics_interval_s": REPORT_S,
+            # The policy has delays of its own, which end where somebody else waits.
+            "upscale_delay_s": 0.0,
+            "downscale_delay_s": 0.0,
+            "policy": {
+                "policy_function": POLICY,
+                "policy_kwargs": {
+                    "app": app_name(served.model.key),
+                    "ray": options.model_dump(mode="json"),
+                    "room": room.as_json(),
+                },
+            },
         }
     }

@@ -10,7 +10,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from cluster.ai_models import ModelKey, load_ai_models
 from cluster.cli import main
-from cluster.placement import UNBOUNDED, Supply, place
+from cluster.placement import UNBOUNDED, GPUNode, Supply, place
 from cluster.serve_config import app_name, on_ray, serve_config, to_yaml
 
 PIPELINE = "text-to-image"
@@ -76,6 +76,22 @@ def test_our_own_options(tmp_path: Path) -> None:
     scaling = deployment["autoscaling_config"]
     assert (scaling["min_replicas"], scaling["max_replicas"]) == (1, 4)
     assert scaling["target_ongoing_requests"] == 2
+
+
+def test_what_fits_is_served_and_the_policy_knows_the_rest(tmp_path: Path) -> None:
+    supply = Supply(nodes=(GPUNode(gpus=2, accelerator_type="H100"),))
+    warm, cold = render(
+        tmp_path,
+        {"model_id": "org/a", "warm": True, "capacity": 1},
+        {"model_id": "org/b", "warm": False},
+        {"model_id": "org/c", "warm": True, "capacity": 1, "ray": {"num_gpus": 4}},
+        supply=supply,
+    )
+    scaling = [model_deployment(app)["autoscaling_config"] for app in (warm, cold)]
+    assert [(s["min_replicas"], s["max_replicas"]) for s in scaling] == [(1, 2), (0, 1)]
+    for application, policy in zip((warm, cold), (s["policy"] for s in scaling), strict=True):
+        assert policy["policy_kwargs"]["app"] == application["name"]
+        assert policy["policy_kwargs"]["room"] == [["H100", [0, 10_000]]]
 
 
 def test_without_gpus_models_run_on_the_cpu(tmp_path: Path) -> None:

@@ -1,0 +1,34 @@
+"""A fake model for tests of the cluster: it computes nothing and says on which GPUs it sits."""
+
+import asyncio
+import os
+from dataclasses import dataclass
+
+from ray import serve
+
+from deployments.app import HEALTH_CHECK_PERIOD_S
+from deployments.model_args import DEPLOYMENT, ModelArgs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a request was run."""
+
+    gpus: str
+    """CUDA_VISIBLE_DEVICES."""
+    pid: int
+
+
+@serve.deployment(name=DEPLOYMENT, health_check_period_s=HEALTH_CHECK_PERIOD_S)
+class FakeModel:
+    """Takes the GPUs that the Serve config gives it, and any number of seconds."""
+
+    async def run(self, seconds: float) -> Place:
+        """Waits."""
+        await asyncio.sleep(seconds)
+        return Place(gpus=os.environ["CUDA_VISIBLE_DEVICES"], pid=os.getpid())
+
+
+def build(args: ModelArgs) -> serve.Application:  # noqa: ARG001 (as deployments.app.build)
+    """Returns the application, for a Serve config's `import_path`."""
+    return FakeModel.bind()
