@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cluster.ai_models import AIModel, ModelKey
+from cluster.cold import Activity, Scaling, cold_replicas
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ class ModelStatus:
     """The application exists and shows no deployment: for a moment, during a rebuild."""
     nodes: frozenset[str] = field(default_factory=frozenset)
     """Ray node ids of the running replicas."""
+    scaling: Scaling | None = None
+    """None for a fixed number of replicas."""
 
     @property
     def failed(self) -> bool:
@@ -69,25 +72,38 @@ class Capacity:
         return ", ".join(parts) or "nothing"
 
 
-def capacity_of(models: Sequence[AIModel], status: Mapping[ModelKey, ModelStatus]) -> Capacity:
+def capacity_of(
+    models: Sequence[AIModel],
+    status: Mapping[ModelKey, ModelStatus],
+    at_work: Collection[ModelKey] = (),
+) -> Capacity:
     """Adds up replicas into slots.
 
-    A cold model has its wanted replicas' slots before it has a replica, for the first job
-    starts one; not when it is not deployed or has failed. A warm model without a RUNNING
-    replica has none.
+    A cold model has the slots of its wanted replicas before it has a replica, for the first job
+    starts one, where there is a card for it (cluster/cold.py); not when it is not deployed or
+    has failed. A warm model without a RUNNING replica has none.
 
     Args:
         models: the configured models.
         status: those that Serve knows.
+        at_work: the models that have jobs.
     """
+    scaled = [
+        (model, seen.scaling)
+        for model in models
+        if (seen := status.get(model.key)) and seen.scaling and not seen.failed
+    ]
     capacities: dict[ModelKey, ModelCapacity] = {}
     for model in models:
         seen = status.get(model.key)
         if seen is None:
             continue
         replicas = seen.running
-        if not model.warm and not seen.failed:
-            replicas = max(replicas, model.capacity)
+        if not model.warm and not seen.failed and seen.scaling:
+            others = [
+                other for other in scaled if other[0] is not model and other[0].key in at_work
+            ]
+            replicas = cold_replicas(model, seen.scaling, others)
         if slots := replicas * model.ray.max_ongoing_requests:
             capacities[model.key] = ModelCapacity(slots=slots, warm=model.warm)
     return Capacity(models=capacities)
@@ -102,6 +118,7 @@ class CapacityWatch:
         models: Sequence[AIModel],
         read_status: Callable[[], Mapping[ModelKey, ModelStatus]],
         interval_s: float = 1.0,
+        in_flight: Callable[[], Mapping[ModelKey, int]] = dict,
     ) -> None:
         """Takes the models and how to ask Serve for them.
 
@@ -109,10 +126,12 @@ class CapacityWatch:
             models: the configured models.
             read_status: blocking; the status per model, run in a thread.
             interval_s: between two looks.
+            in_flight: the jobs of each model.
         """
         self._models = models
         self._read_status = read_status
         self._interval_s = interval_s
+        self._activity = Activity(in_flight)
         self._status: dict[ModelKey, ModelStatus] = {}
         self._silent_since: float | None = None
         self._rebuilding_since: dict[ModelKey, float] = {}
@@ -140,7 +159,7 @@ class CapacityWatch:
             self._silent_since = None
             for model in self._models:
                 self._see(model.key, status.get(model.key), now)
-        return capacity_of(self._models, self._status)
+        return capacity_of(self._models, self._status, self._activity.at_work(now))
 
     def _silence(self, error: Exception, now: float) -> None:
         """Serve does not answer: its replicas go on, so for a while we believe what we know."""

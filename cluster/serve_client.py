@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.ai_models import AIModel, ModelKey
 from cluster.capacity import ModelStatus
+from cluster.cold import Scaling
 from cluster.errors import ClusterUnreachable
 from cluster.hardware import GPU, local_gpus
 from cluster.serve_config import app_name
@@ -206,6 +207,7 @@ def _status(application: Mapping[str, Any]) -> ModelStatus:
         message=_reason(deployment["message"] or application["message"]),
         running=len(running),
         nodes=frozenset(replica["node_id"] for replica in running),
+        scaling=Scaling.read(deployment, running=len(running)),
     )
 
 

@@ -19,7 +19,6 @@ class Place:
     pid: int
 
 
-@serve.deployment(name=DEPLOYMENT, health_check_period_s=HEALTH_CHECK_PERIOD_S)
 class FakeModel:
     """Takes the GPUs that the Serve config gives it, and any number of seconds."""
 
@@ -31,4 +30,5 @@ class FakeModel:
 
 def build(args: ModelArgs) -> serve.Application:  # noqa: ARG001 (as deployments.app.build)
     """Returns the application, for a Serve config's `import_path`."""
-    return FakeModel.bind()
+    deployment = serve.deployment(name=DEPLOYMENT, health_check_period_s=HEALTH_CHECK_PERIOD_S)
+    return deployment(FakeModel).bind()

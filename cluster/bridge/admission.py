@@ -5,7 +5,7 @@ counts a job as done when its answer arrives, and the next one may come in the s
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from cluster.ai_models import ModelKey
@@ -20,6 +20,11 @@ class Admission:
         """Starts without capacity: everything is refused until the first `update`."""
         self._capacity = Capacity()
         self._in_flight: Counter[ModelKey] = Counter()
+
+    @property
+    def in_flight(self) -> Mapping[ModelKey, int]:
+        """Jobs that hold a slot, by model."""
+        return self._in_flight
 
     def update(self, capacity: Capacity) -> None:
         """Takes a new snapshot. Jobs that already hold a slot keep it."""

@@ -112,6 +112,11 @@ class Bridge:
         self._running: set[asyncio.Task[Completed[Result] | Stream]] = set()
         self._streams: set[Stream] = set()
 
+    @property
+    def in_flight(self) -> Mapping[ModelKey, int]:
+        """Jobs that hold a slot, by model."""
+        return self._admission.in_flight
+
     def accept(self, job: Job) -> None:
         """Takes a job off the registration; returns at once."""
         task = asyncio.create_task(self._handle(job), name=str(job))

@@ -31,13 +31,6 @@ def test_a_warm_model_without_a_replica_is_not_there() -> None:
     assert str(capacity) == "nothing"
 
 
-def test_a_cold_model_is_there_before_its_first_replica() -> None:
-    cold = models("text-to-image:org/a:false")
-    assert capacity_of(cold, running(0)).models == {KEY: ModelCapacity(slots=1, warm=False)}
-    assert not capacity_of(cold, {}), "not deployed"
-    assert not capacity_of(cold, {KEY: ModelStatus(state="DEPLOY_FAILED")})
-
-
 def running(count: int) -> dict[ModelKey, ModelStatus]:
     return {KEY: ModelStatus(state="RUNNING", running=count)}
 

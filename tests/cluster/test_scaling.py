@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 from ray.serve._private.common import DeploymentID
-from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
+from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
 from cluster.ai_models import RayOptions
 from cluster.scaling import IDLE_S, SUSTAINED_S, UNASKED_S, Scaler
@@ -18,7 +18,7 @@ class Controller:
     """Stands for Serve's controller: asks every policy in turn and does as they say at once."""
 
     def __init__(self, cards: int) -> None:
-        self.room = [[None, [10_000] * cards]]
+        self.room = [(None, [10_000] * cards)]
         self.models: dict[str, Model] = {}
         self.now_s = time.time()
 
@@ -215,5 +215,5 @@ def test_a_model_that_is_gone_waits_for_nothing() -> None:
 
 
 def test_serve_s_copies_are_of_one_class() -> None:
-    policy = AutoscalingPolicy(policy_function=POLICY)
-    assert policy.get_policy() is Scaler
+    config = AutoscalingConfig.model_validate({"policy": {"policy_function": POLICY}})
+    assert config.policy.get_policy() is Scaler

@@ -1,0 +1,107 @@
+"""Cold models are advertised where a card is free or can be freed, and not elsewhere."""
+
+from collections import Counter
+from dataclasses import replace
+
+from cluster.ai_models import AIModel, ModelKey, load_ai_models
+from cluster.capacity import Capacity, ModelStatus, capacity_of
+from cluster.cold import Activity, Scaling
+from cluster.placement import GPUNode, Room, Supply
+from cluster.scaling import LOOK_BACK_S
+
+MODELS = load_ai_models("text-to-image:org/a:false,text-to-image:org/b:false").models
+A, B = (model.key for model in MODELS)
+
+
+def state(*, cards: int | None, running: int = 0, held: int | None = None) -> ModelStatus:
+    """Of a model with three replicas at most; `held` is `running` where nothing is said."""
+    nodes = None if cards is None else (GPUNode(gpus=cards),)
+    return ModelStatus(
+        state="RUNNING",
+        running=running,
+        scaling=Scaling(
+            min_replicas=0,
+            max_replicas=3,
+            running=running,
+            held=running if held is None else held,
+            room=Room.of(Supply(nodes=nodes)),
+        ),
+    )
+
+
+def slots(capacity: Capacity) -> tuple[int, int]:
+    return capacity.slots(A), capacity.slots(B)
+
+
+def test_before_the_first_job_there_is_what_the_entry_says() -> None:
+    status = {A: state(cards=2), B: state(cards=2)}
+    assert slots(capacity_of(MODELS, status)) == (1, 1)
+    wanting: list[AIModel] = [replace(model, capacity=5) for model in MODELS]
+    assert slots(capacity_of(wanting, status)) == (2, 2), "as far as there are cards"
+    status = {A: state(cards=None), B: state(cards=None)}
+    assert slots(capacity_of(wanting, status)) == (3, 3), "on CPUs as far as the bound"
+
+
+def test_without_a_card_there_is_nothing() -> None:
+    assert not capacity_of(MODELS, {A: state(cards=0)})
+
+
+def test_not_deployed_or_failed_is_nothing() -> None:
+    assert not capacity_of(MODELS, {})
+    assert not capacity_of(MODELS, {A: replace(state(cards=1), state="DEPLOY_FAILED")})
+
+
+def test_a_model_at_work_keeps_its_card_and_an_idle_one_does_not() -> None:
+    status = {A: state(cards=1, running=1), B: state(cards=1)}
+    assert slots(capacity_of(MODELS, status, at_work={A})) == (1, 0)
+    assert slots(capacity_of(MODELS, status)) == (1, 1)
+    status = {A: state(cards=2, running=1), B: state(cards=2)}
+    assert slots(capacity_of(MODELS, status, at_work={A})) == (1, 1)
+
+
+def test_what_runs_beyond_the_capacity_counts() -> None:
+    status = {A: state(cards=3, running=3), B: state(cards=3)}
+    assert slots(capacity_of(MODELS, status, at_work={A})) == (3, 0)
+
+
+def test_a_model_takes_no_more_jobs_while_another_waits_for_its_card() -> None:
+    waiting = state(cards=1, running=0, held=1)
+    status = {A: state(cards=1, running=1), B: waiting}
+    assert slots(capacity_of(MODELS, status, at_work={A, B})) == (0, 0)
+    assert slots(capacity_of(MODELS, status, at_work={B})) == (0, 1)
+    failed = {**status, B: replace(waiting, state="DEPLOY_FAILED")}
+    assert slots(capacity_of(MODELS, failed, at_work={A, B})) == (1, 0)
+    roomy = {A: state(cards=2, running=1), B: state(cards=2, running=0, held=1)}
+    assert slots(capacity_of(MODELS, roomy, at_work={A, B})) == (1, 1), "it only loads"
+
+
+def test_a_pause_between_jobs_is_work() -> None:
+    jobs: Counter[ModelKey] = Counter()
+    activity = Activity(lambda: jobs)
+    assert activity.at_work(0.0) == set()
+    jobs[A] += 1
+    assert activity.at_work(100.0) == {A}
+    jobs[A] -= 1
+    assert activity.at_work(100.0 + 0.9 * LOOK_BACK_S) == {A}
+    assert activity.at_work(100.0 + LOOK_BACK_S) == set()
+
+
+def test_serve_s_details_are_read() -> None:
+    deployment = {
+        "deployment_config": {
+            "autoscaling_config": {
+                "min_replicas": 1,
+                "max_replicas": 4,
+                "policy": {"policy_function": "any", "policy_kwargs": {"room": [[None, [10_000]]]}},
+            }
+        },
+        "target_num_replicas": 2,
+        "replicas": [{}],
+    }
+    scaling = Scaling.read(deployment, running=1)
+    assert scaling is not None
+    assert (scaling.min_replicas, scaling.max_replicas) == (1, 4)
+    assert (scaling.running, scaling.held) == (1, 2)
+    assert scaling.room.take_up_to(MODELS[0].ray, 9) == 1
+    deployment["deployment_config"] = {"autoscaling_config": None}
+    assert Scaling.read(deployment, running=1) is None
