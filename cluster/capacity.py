@@ -33,8 +33,8 @@ class ModelStatus:
     """Replicas that take requests."""
     rebuilding: bool = False
     """The application exists and shows no deployment: for a moment, during a rebuild."""
-    nodes: frozenset[str] = field(default_factory=frozenset)
-    """Ray node ids of the running replicas."""
+    replicas: frozenset[tuple[str, str]] = field(default_factory=frozenset)
+    """The running ones: names of their actors and ids of their nodes."""
     scaling: Scaling | None = None
     """None for a fixed number of replicas."""
 

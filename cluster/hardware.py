@@ -1,7 +1,9 @@
 """GPU facts of this machine, through NVML."""
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import pynvml
 
@@ -22,29 +24,59 @@ class GPU:
     memory_total_bytes: int
 
 
-def local_gpus() -> list[GPU]:
-    """The GPUs of this machine; none when NVML is missing or fails, which is no error."""
+def local_gpus(ids: Iterable[str] | None = None, *, nvml: Any = pynvml) -> dict[str, GPU]:
+    """The GPUs of this machine by id; none when NVML is missing or fails, which is no error.
+
+    Args:
+        ids: those to read, as they stand in CUDA_VISIBLE_DEVICES: an index, or the uuid of a
+            card or of a MIG instance. None for all cards, by index. CUDA and NVML count cards
+            alike where all of a machine are of one model, or CUDA_DEVICE_ORDER=PCI_BUS_ID is set.
+        nvml: stands for the library in tests.
+    """
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
+        nvml.nvmlInit()
+    except nvml.NVMLError as error:
         logger.debug("no NVML: %s", error)
-        return []
+        return {}
+    found: dict[str, GPU] = {}
     try:
-        return [_read(index) for index in range(pynvml.nvmlDeviceGetCount())]
-    except pynvml.NVMLError as error:
+        names = range(nvml.nvmlDeviceGetCount()) if ids is None else ids
+        for name in map(str, names):
+            try:
+                found[name] = _read(name, nvml)
+            except nvml.NVMLError as error:
+                logger.warning("GPU %s is not reported: %s", name, error)
+    except nvml.NVMLError as error:
         logger.warning("NVML failed, GPUs are not reported: %s", error)
-        return []
     finally:
-        pynvml.nvmlShutdown()
+        nvml.nvmlShutdown()
+    return found
 
 
-def _read(index: int) -> GPU:
-    device = pynvml.nvmlDeviceGetHandleByIndex(index)
-    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(device)
-    memory = pynvml.nvmlDeviceGetMemoryInfo(device)
+def own_gpu_ids(_actor: object) -> list[str]:
+    """The GPUs that Ray gave the actor that runs this, named as in its CUDA_VISIBLE_DEVICES.
+
+    Here because this module is light: replicas import it when they are asked.
+    """
+    import ray
+
+    ids: list[str] = ray.get_runtime_context().get_accelerator_ids()["GPU"]
+    return ids
+
+
+def _read(name: str, nvml: Any) -> GPU:
+    if name.isdecimal():
+        device = nvml.nvmlDeviceGetHandleByIndex(int(name))
+    else:
+        device = nvml.nvmlDeviceGetHandleByUUID(name)
+    # A MIG instance has memory of its own; what it can compute is its card's.
+    mig = name.startswith("MIG-")
+    card = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(device) if mig else device
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(card)
+    memory = nvml.nvmlDeviceGetMemoryInfo(device)
     return GPU(
-        id=str(pynvml.nvmlDeviceGetUUID(device)),
-        name=str(pynvml.nvmlDeviceGetName(device)),
+        id=str(nvml.nvmlDeviceGetUUID(device)),
+        name=str(nvml.nvmlDeviceGetName(device)),
         major=int(major),
         minor=int(minor),
         memory_free_bytes=int(memory.free),

@@ -8,7 +8,7 @@ may be off or dead while the cluster works. Ray is pinned for it.
 import logging
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -20,13 +20,11 @@ from ray.serve._private.api import serve_start
 from ray.serve.config import gRPCOptions
 from ray.serve.context import _disconnect, _get_global_client
 from ray.serve.schema import ServeDeploySchema
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.ai_models import AIModel, ModelKey
 from cluster.capacity import ModelStatus
 from cluster.cold import Scaling
 from cluster.errors import ClusterUnreachable
-from cluster.hardware import GPU, local_gpus
 from cluster.serve_config import app_name
 from deployments.model_args import DEPLOYMENT
 
@@ -37,9 +35,6 @@ LISTENING_TIMEOUT_S = 5.0
 
 CONTROLLER_TIMEOUT_S = 10.0
 """For Serve's controller to tell its state, which takes milliseconds."""
-
-NODES_TIMEOUT_S = 5.0
-"""For all nodes to report their GPUs."""
 
 
 def connect(address: str) -> None:
@@ -154,37 +149,6 @@ def model_status(models: tuple[AIModel, ...]) -> dict[ModelKey, ModelStatus]:
     }
 
 
-def gpus_by_model(status: Mapping[ModelKey, ModelStatus]) -> dict[ModelKey, Sequence[GPU]]:
-    """The GPUs of the nodes that hold a running replica of each model. Blocking.
-
-    A node that does not answer in time is left out: hardware is information only.
-    """
-    with_gpus = {
-        node["NodeID"] for node in _nodes() if node["Alive"] and node["Resources"].get("GPU")
-    }
-    wanted = sorted({node for model in status.values() for node in model.nodes} & with_gpus)
-    read = ray.remote(num_cpus=0)(local_gpus)
-    if not wanted:
-        return {}
-    tasks = {
-        node: read.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-        ).remote()
-        for node in wanted
-    }
-    ray.wait(list(tasks.values()), num_returns=len(tasks), timeout=NODES_TIMEOUT_S)
-    found: dict[str, list[GPU]] = {}
-    for node, task in tasks.items():
-        try:
-            found[node] = ray.get(task, timeout=0)
-        except RayError as error:
-            logger.warning("node %s does not report its GPUs: %s", node, type(error).__name__)
-    return {
-        key: [gpu for node in sorted(model.nodes) for gpu in found.get(node, ())]
-        for key, model in status.items()
-    }
-
-
 def _nodes() -> list[dict[str, Any]]:
     """Ray's table of nodes, dead ones included."""
     table: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
@@ -206,7 +170,7 @@ def _status(application: Mapping[str, Any]) -> ModelStatus:
         state=_text(application["status"]),
         message=_reason(deployment["message"] or application["message"]),
         running=len(running),
-        nodes=frozenset(replica["node_id"] for replica in running),
+        replicas=frozenset((replica["actor_name"], replica["node_id"]) for replica in running),
         scaling=Scaling.read(deployment, running=len(running)),
     )
 

@@ -19,6 +19,7 @@ from cluster.bridge.registration import WorkerRegistration
 from cluster.bridge.results import Delivery
 from cluster.capacity import CapacityWatch
 from cluster.errors import InvalidSecret
+from cluster.replica_gpus import gpus_by_model
 from cluster.serve_config import on_ray
 from cluster.settings import EXIT_INVALID_SECRET, BridgeSettings
 from cluster.supervised import when_the_supervisor_ends
@@ -71,9 +72,7 @@ async def _run(settings: BridgeSettings, models: tuple[AIModel, ...], *, supervi
             version=settings.advertise_version,
             pin=settings.orch_fingerprint,
             on_job=bridge.accept,
-            read_hardware=lambda: hardware(
-                serve_client.gpus_by_model(serve_client.model_status(models))
-            ),
+            read_hardware=lambda: hardware(gpus_by_model(serve_client.model_status(models))),
         )
         watch = CapacityWatch(
             models=models,

@@ -46,10 +46,10 @@ class RayCluster:
 
 
 @contextmanager
-def ray_cluster() -> Iterator[RayCluster]:
-    """Runs a local Ray cluster."""
+def ray_cluster(*, gpus: int = 0) -> Iterator[RayCluster]:
+    """Runs a local Ray cluster, with GPUs that are a number for its scheduler."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.e2e.local_ray"],
+        [sys.executable, "-m", "tests.e2e.local_ray", str(gpus)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
