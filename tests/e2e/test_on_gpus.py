@@ -4,9 +4,10 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -21,12 +22,13 @@ from cluster.placement import place
 from cluster.replica_gpus import gpus_by_model
 from cluster.serve_config import app_name, serve_config
 from cluster.supply import supply
-from tests.e2e.conftest import PATIENCE_S, ray_cluster
+from tests.e2e.conftest import ray_cluster
+from tests.e2e.programs import PATIENCE_S
 from tests.fake_model import Place
 
 NEVER_S = 1e6
 
-ENTRIES = {
+ENTRIES: dict[str, dict[str, Any]] = {
     "org/two": {"warm": True, "capacity": 2, "ray": {"max_replicas": 2}},
     "org/half": {"warm": True, "capacity": 1, "ray": {"num_gpus": 0.5, "max_replicas": 2}},
     "org/lacking": {"warm": True, "capacity": 1, "ray": {"num_gpus": 2}},
@@ -154,10 +156,10 @@ def test_hardware_is_the_cards_that_hold_the_model(on_gpus: Models) -> None:
     two = {place.gpus for place in on_gpus.places("org/two", at_once=8)}
     half = {place.gpus for place in on_gpus.places("org/half", at_once=8)}
 
-    def read(ids: list[str]) -> dict[str, GPU]:
-        facts = {"name": "fake", "major": 1, "minor": 0}
+    def read(ids: Sequence[str]) -> dict[str, GPU]:
         return {
-            name: GPU(id=name, memory_free_bytes=1, memory_total_bytes=2, **facts) for name in ids
+            card: GPU(id=card, name="", major=1, minor=0, memory_free_bytes=1, memory_total_bytes=2)
+            for card in ids
         }
 
     found = gpus_by_model(serve_client.model_status(on_gpus.models), read=read)
