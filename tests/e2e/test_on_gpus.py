@@ -178,8 +178,13 @@ def test_hardware_is_the_cards_that_hold_the_model(on_gpus: Models) -> None:
 def test_replicas_survive_that_others_come_and_go(on_gpus: Models) -> None:
     on_gpus.until("org/two", 2)
     before = on_gpus.places("org/two", at_once=8) | on_gpus.places("org/half", at_once=8)
-    for gpus, served in ((3, 2), (4, 4)):
-        on_gpus.deploy([{"GPU": gpus}])
-        _until(lambda count=served: len(serve_client.model_status(on_gpus.models)) == count)
+
+    def served() -> int:
+        return len(serve_client.model_status(on_gpus.models))
+
+    on_gpus.deploy([{"GPU": 3}])
+    _until(lambda: served() == 2)
+    on_gpus.deploy([{"GPU": 4}])
+    _until(lambda: served() == 4)
     after = on_gpus.places("org/two", at_once=8) | on_gpus.places("org/half", at_once=8)
     assert after >= before
