@@ -1,7 +1,7 @@
 """Input files to samples: whatever container has sound in it, within bounds, or a clear refusal.
 
-What the reference answers with 413 (too large) and 415 (not audio) is refused here with a text
-that says which (ai-runner, runner/src/runner/routes/audio_to_text.py).
+What the reference answers with 415 (not audio) is refused here with a text that says what it is
+(ai-runner, runner/src/runner/routes/audio_to_text.py). The schema bounds the file's size.
 """
 
 import io
@@ -15,9 +15,6 @@ from deployments.errors import BadRequest
 
 SAMPLE_RATE_HZ = 16_000
 """What speech models are trained on."""
-
-MAX_INPUT_BYTES = 50 * 1024 * 1024
-"""The reference's limit."""
 
 MAX_DURATION_S = 4 * 3600.0
 """An answer has to be there within ten minutes: a model 24 times faster than speech. Decoded, four
@@ -40,14 +37,10 @@ def decode_audio(data: bytes, raise_if_cancelled: Callable[[], None]) -> NDArray
         raise_if_cancelled: called between packets.
 
     Raises:
-        BadRequest: no audio, nothing readable, too large or too long.
+        BadRequest: no audio, nothing readable, or too long.
     """
     import av
 
-    if len(data) > MAX_INPUT_BYTES:
-        raise BadRequest(
-            f"audio: the file has {len(data)} bytes, at most {MAX_INPUT_BYTES} are taken"
-        )
     pieces: list[NDArray[np.int16]] = []
     samples = 0
     try:
