@@ -112,6 +112,15 @@ def test_too_long_a_recording_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         decode_audio(sound_file(tone(1.1)), go_on)
 
 
+def test_a_frame_that_lasts_too_long_is_not_resampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def resampled() -> None:
+        raise AssertionError("a sample of this file has become 16,000")
+
+    monkeypatch.setattr(audio_input, "MAX_DURATION_S", 0.5)
+    with pytest.raises(BadRequest, match=r"^audio: longer than"):
+        decode_audio(sound_file(tone(1), 1), resampled)
+
+
 def test_a_playlist_cannot_read_this_machines_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
