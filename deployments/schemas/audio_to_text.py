@@ -29,13 +29,15 @@ SPELLINGS: dict[str, Timestamps] = {
 
 
 class AudioToTextRequest(Request):
-    """Transcribe speech."""
+    """Transcribe speech.
+
+    `metadata` is ignored, whatever it is: gateways put the duration there, which is measured
+    instead.
+    """
 
     audio: bytes = Field(max_length=MAX_FILE_BYTES, repr=False)
     """The file, as it came."""
     return_timestamps: Timestamps = "sentence"
-    metadata: Any = None
-    """Ignored, whatever it is: gateways put the duration here, which is measured instead."""
 
     @field_validator("return_timestamps", mode="before")
     @classmethod
