@@ -195,7 +195,7 @@ async def _loaded(
             slots = await _slots(gateway)
             seconds = time.monotonic() - began
             broken = logs.failures()
-            for pipeline in sorted(missing, key=list(missing).index):
+            for pipeline in tuple(missing):
                 if slots.get(pipeline, 0) >= missing[pipeline]:
                     _line(f"  {pipeline} is ready", seconds)
                 elif reason := broken.get(pipeline):

@@ -70,7 +70,8 @@ class Logs:
     def _records(self) -> Iterator[dict[str, Any]]:
         for line in self.worker.read_text(errors="replace").splitlines():
             try:
-                yield json.loads(line)
+                record = json.loads(line)
             except ValueError:
-                # A library that writes past the logger, or a line that is being written.
-                yield {"level": "OUTPUT", "message": line}
+                record = None
+            # Else a library that writes past the logger, or a line that is being written.
+            yield record if isinstance(record, dict) else {"level": "OUTPUT", "message": line}
