@@ -30,7 +30,7 @@ from cluster.demo.samples import EVERY_PIPELINE, INPUT_FILES, PROMPTS, Sample
 from cluster.programs import ProgramFailed
 
 READY_TIMEOUT_S = 600.0
-"""For all models to load; nine of them take a minute or two on two idle cores."""
+"""For all models to load: nine took 140 s on two cores with much else to do."""
 
 GPU_SHARE = 0.1
 """Of one GPU, for each replica: where there is one, all tiny models share it."""

@@ -37,7 +37,8 @@ _HEAD = """\
   dd { margin: 0; overflow-wrap: anywhere }
   .pair { display: flex; gap: .6rem; align-items: flex-start }
   .pair > * { flex: 1 1 0; min-width: 0 }
-  img, video { max-width: 100%; max-height: 16rem; border-radius: .3rem; display: block }
+  img, video { width: 100%; max-height: 16rem; object-fit: contain; object-position: left top;
+               display: block }
   audio { width: 100% }
   pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; max-height: 14rem;
         overflow: auto; font-size: .8rem }

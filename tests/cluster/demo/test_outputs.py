@@ -70,7 +70,7 @@ def test_the_page_shows_every_output_and_needs_nothing_from_elsewhere(tmp_path: 
 
 def test_the_table_has_sizes_replicas_and_reasons(tmp_path: Path) -> None:
     lines = table(outputs(tmp_path), {"llm": {"compute_s": 0.25, "replica": "abc123"}})
-    assert re.search(r"^image-to-image +1\.50 .*image-to-image\.png, 256x192$", lines[1])
+    assert re.search(rf"^image-to-image +1\.50 .*image-to-image\.png, {WIDTH}x{HEIGHT}$", lines[1])
     assert lines[2].endswith("text-to-speech.wav, 2.0 s")
     assert re.search(r"^llm +1\.50 +0\.25 abc123 .*llm\.txt, \d+ bytes: '<script>", lines[3])
     assert re.search(r"^upscale +failed +503: no <capacity>$", lines[4])
