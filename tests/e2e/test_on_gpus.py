@@ -103,6 +103,8 @@ def on_gpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Models]:
             assert lacking.startswith("entry 3 (text-to-image org/lacking) lacks 2 GPUs")
             yield on_gpus
         finally:
+            # Serve as well, or this process would take its controller for another cluster's.
+            serve.shutdown()
             ray.shutdown()
 
 

@@ -29,6 +29,7 @@ from cluster.capacity import CapacityWatch
 from cluster.errors import InsufficientCapacity, JobRejected
 from cluster.loopback import LoopbackOrchestrator, documents
 from cluster.loopback import pipelines as routes
+from cluster.placement import UNBOUNDED, place
 from cluster.serve_config import app_name, serve_config
 from deployments.app import build
 from deployments.model_args import ModelArgs
@@ -73,7 +74,7 @@ def model(
         lambda directory: _write(directory / "alphabet.json", alphabet),
     )
     (model,) = load_ai_models(f"{SPELLING.name}:{KEY.model_id}:true").models
-    config = serve_config([model], models_dir=models_dir, gpus=False)
+    config = serve_config(place([model], supply=UNBOUNDED), models_dir=models_dir, gpus=False)
     (application,) = config["applications"]
     serve_client.connect(ray.address)
     try:
