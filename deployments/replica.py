@@ -58,6 +58,14 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
         self._model_thread = self._model_executor.submit(threading.current_thread).result()
         self._model_executor.submit(self._start).result()
 
+    def find(self) -> Path:
+        """Returns the directory that holds the model's files.
+
+        Raises:
+            ModelNotFound: with the command that downloads them.
+        """
+        return find_snapshot(self.args.model_id, self.args.models_dir)
+
     @abstractmethod
     def load(self, snapshot: Path) -> None:
         """Loads the model from the directory that holds its files, in the model thread.
@@ -136,7 +144,7 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
                 )
         began = time.perf_counter()
         # Before the imports, so that a missing model is reported within a second.
-        snapshot = find_snapshot(args.model_id, args.models_dir)
+        snapshot = self.find()
         quiet_libraries()
         with model_errors(args.model_id, snapshot):
             self.load(snapshot)

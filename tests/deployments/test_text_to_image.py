@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from deployments import diffusion
+from deployments import diffusion, special_models
+from deployments.special_models import special
 from deployments.text_to_image import TextToImageReplica
-from tests.deployments.conftest import ObservedReplica, args, pixels, request
+from tests.deployments.conftest import TINY_SD, ObservedReplica, args, pixels, request
 
 
 async def test_the_same_seed_gives_the_same_bytes(replica: ObservedReplica) -> None:
@@ -50,29 +51,6 @@ async def test_sizes_are_exact(replica: ObservedReplica, width: int, height: int
     assert pixels(result)[0].shape == (height, width, 3)
 
 
-async def test_sizes_are_exact_for_models_with_larger_patches(
-    replica: ObservedReplica, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(diffusion, "PATCHING_FAMILIES", ("StableDiffusion",))
-    asked: dict[str, Any] = {}
-    pipe = replica._pipe
-
-    class Recorder:
-        """The pipeline, noting what it is asked for."""
-
-        device = pipe.device
-
-        def __call__(self, **parameters: Any) -> Any:
-            asked.update(parameters)
-            return pipe(**parameters)
-
-    Recorder.__name__ = type(pipe).__name__
-    monkeypatch.setattr(replica, "_pipe", Recorder())
-    result = (await replica.run(request(width=136, height=72))).result
-    assert (asked["width"], asked["height"]) == (144, 80)
-    assert pixels(result)[0].shape == (72, 136, 3)
-
-
 async def test_without_a_seed_each_request_gets_its_own(replica: ObservedReplica) -> None:
     results = [
         (await replica.run(request(seed=None, num_images_per_prompt=2))).result for _ in range(2)
@@ -110,7 +88,7 @@ async def test_the_extremes_of_a_seed_are_served(replica: ObservedReplica) -> No
 async def test_turbo_models_run_without_guidance(
     replica: ObservedReplica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(diffusion, "TURBO_MODELS", frozenset({replica.args.model_id}))
+    monkeypatch.setitem(special_models._BY_ID, TINY_SD, special("stabilityai/sd-turbo"))
     low, high = [(await replica.run(request(guidance_scale=scale))).result for scale in (2, 9)]
     assert low.files[0].data == high.files[0].data
 
