@@ -65,7 +65,9 @@ class PromptedReplica(ImagesReplica[PromptedT]):
             self._loras.apply(request.loras)
             return self.render(
                 {
+                    "prompt": request.prompt,
                     **self.split("prompt", request.prompt),
+                    # None at all if it is blank: SDXL then guides away from zeros, not from "".
                     **self.split("negative_prompt", request.negative_prompt),
                     "guidance_scale": request.guidance_scale if self.is_guided else 0.0,
                     "num_inference_steps": self.steps_for(request),
@@ -105,9 +107,10 @@ class PromptedReplica(ImagesReplica[PromptedT]):
     def split(self, name: str, text: str) -> dict[str, str]:
         """Returns the pipeline's arguments for a text with `|` between its encoders' prompts.
 
-        A pipeline with fewer encoders keeps what is left over, `|` included, in its last.
+        A pipeline with fewer encoders keeps what is left over, `|` included, in its last. There
+        are none where all prompts are blank.
         """
         names = [name, *(f"{name}_{number}" for number in range(2, MAX_ENCODERS + 1))]
         names = [name for name in names if name in self._takes]
         prompts = [part.strip() for part in text.split("|", max(0, len(names) - 1))]
-        return dict(zip(names, filter(None, prompts), strict=False)) or {name: text}
+        return dict(zip(names, filter(None, prompts), strict=False))

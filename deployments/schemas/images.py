@@ -22,8 +22,8 @@ MIN_SIDE = 64
 """Pixels. Below 8 latents the UNets' down blocks run out of pixels to halve."""
 
 MAX_SIDE = 2048
-"""Pixels. Four times the area that SDXL is made for; assumed to be about what its VAE can decode
-in one piece on a 24 GB card, where nothing was run yet."""
+"""Pixels. Four times the area that SDXL is made for. Its decoder's tensors are 12 GB at their peak
+then (counted, not run on a GPU), beside 7 GB of weights: about what a 24 GB card can do."""
 
 MAX_STEPS = 200
 """Denoising steps. The slowest schedulers converge well before; more only occupies the GPU."""

@@ -11,6 +11,7 @@ from deployments import diffusion, special_models
 from deployments.special_models import special
 from deployments.text_to_image import TextToImageReplica
 from tests.deployments.conftest import TINY_SD, ObservedReplica, args, pixels, request
+from tests.deployments.inputs import Asked
 
 
 async def test_the_same_seed_gives_the_same_bytes(replica: ObservedReplica) -> None:
@@ -100,8 +101,8 @@ async def test_turbo_models_run_without_guidance(
         (["prompt", "prompt_2"], "a", {"prompt": "a"}),
         (["prompt", "prompt_2"], " a | b | c", {"prompt": "a", "prompt_2": "b | c"}),
         (["prompt", "prompt_2", "prompt_3"], "a||c", {"prompt": "a", "prompt_2": "c"}),
-        (["prompt", "prompt_2"], "|", {"prompt": "|"}),
-        (["prompt", "prompt_2"], "", {"prompt": ""}),
+        (["prompt", "prompt_2"], "|", {}),
+        (["prompt", "prompt_2"], " ", {}),
     ],
 )
 def test_prompts_of_several_encoders(
@@ -113,6 +114,19 @@ def test_prompts_of_several_encoders(
 ) -> None:
     monkeypatch.setattr(replica, "_takes", frozenset(takes))
     assert replica.split("prompt", text) == expected
+
+
+async def test_a_blank_negative_prompt_is_none(
+    replica: ObservedReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SDXL is trained to be guided away from zeros, which diffusers takes for none only."""
+    asked = Asked(replica._pipe)
+    monkeypatch.setattr(replica, "_pipe", asked)
+    await replica.run(request("|", negative_prompt=" "))
+    assert asked["prompt"] == "|"
+    assert "negative_prompt" not in asked
+    await replica.run(request(negative_prompt="fog"))
+    assert asked["negative_prompt"] == "fog"
 
 
 async def test_what_a_pipeline_does_not_take_is_left_out(
