@@ -1,7 +1,7 @@
 """What all diffusers pipelines share: loading, cancelling, seeds, passes, safety.
 
 `DiffusionReplica` runs any diffusers pipeline. `ImagesReplica` adds what those have in common
-that answer with images, `deployments.prompted` what those among them that make several at once.
+that answer with images; `deployments.prompted` has what text-to-image and image-to-image share.
 """
 
 import inspect

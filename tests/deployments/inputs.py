@@ -14,9 +14,7 @@ from PIL import Image
 from deployments.app import replica_class
 from deployments.model_args import ModelArgs
 from deployments.schemas.base import Request
-
-PATIENCE_S = 30.0
-"""How long a held step waits for its test, so that a failed test does not hang the others."""
+from tests.deployments.conftest import PATIENCE_S
 
 
 def photo(width: int = 64, height: int = 64, *, seed: int = 0) -> Image.Image:
