@@ -11,7 +11,7 @@ Whatever goes wrong is a `ModelError` that names the model, the directory and th
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,13 +24,8 @@ BFLOAT16_FAMILIES = ("Flux", "StableDiffusion3")
 """Pipeline classes whose transformers overflow float16; their authors publish bfloat16."""
 
 
-def find_snapshot(model_id: str, models_dir: Path, *, file: str = "") -> Path:
+def find_snapshot(model_id: str, models_dir: Path) -> Path:
     """Returns the directory that holds the model's files.
-
-    Args:
-        model_id: `organisation/name`.
-        models_dir: in the Hugging Face cache layout.
-        file: the only one that is needed, for the command that downloads it.
 
     Raises:
         ModelNotFound: with the command that downloads the model.
@@ -38,7 +33,7 @@ def find_snapshot(model_id: str, models_dir: Path, *, file: str = "") -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    remedy = _download_command(model_id, models_dir, file)
+    remedy = _download_command(model_id, models_dir)
     if not models_dir.is_dir():
         raise ModelNotFound(
             f"{model_id}: the models directory {models_dir} does not exist on this node. {remedy}"
@@ -57,13 +52,14 @@ def find_file(model_id: str, file: str, models_dir: Path) -> Path:
     Raises:
         ModelNotFound: with the command that downloads it.
     """
-    path = find_snapshot(model_id, models_dir, file=file) / file
-    if not path.is_file():
-        raise ModelNotFound(
-            f"{file} of {model_id} is not in {models_dir}. "
-            f"{_download_command(model_id, models_dir, file)}"
-        )
-    return path
+    with suppress(ModelNotFound):
+        path = find_snapshot(model_id, models_dir) / file
+        if path.is_file():
+            return path
+    raise ModelNotFound(
+        f"{file} of {model_id} is not in {models_dir}. "
+        f"Download it there: hf download {model_id} {file} --cache-dir {models_dir}"
+    )
 
 
 @contextmanager
@@ -135,6 +131,5 @@ def quiet_libraries() -> None:
         library.disable_progress_bar()
 
 
-def _download_command(model_id: str, models_dir: Path, file: str) -> str:
-    what = f"{model_id} {file}".strip()
-    return f"Download it there: hf download {what} --cache-dir {models_dir}"
+def _download_command(model_id: str, models_dir: Path) -> str:
+    return f"Download it there: hf download {model_id} --cache-dir {models_dir}"

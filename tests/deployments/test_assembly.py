@@ -108,13 +108,13 @@ def own_lightning(lightning_dir: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("missing", [SDXL_BASE, LIGHTNING])
 def test_a_repository_that_lightning_lacks_is_named(own_lightning: Path, missing: str) -> None:
     shutil.rmtree(own_lightning / f"models--{missing.replace('/', '--')}")
-    file = " sdxl_lightning_4step_unet.safetensors" if missing == LIGHTNING else ""
+    file = "sdxl_lightning_4step_unet.safetensors" if missing == LIGHTNING else ""
     with pytest.raises(ModelNotFound) as error:
         find_files(f"{LIGHTNING}-4step", own_lightning)
     assert str(error.value) == (
         f"{LIGHTNING}-4step needs files of {SDXL_BASE}, {LIGHTNING}: "
-        f"{missing} is not in {own_lightning}. "
-        f"Download it there: hf download {missing}{file} --cache-dir {own_lightning}"
+        f"{file}{' of ' if file else ''}{missing} is not in {own_lightning}. Download it there: "
+        f"hf download {missing} {file}{' ' if file else ''}--cache-dir {own_lightning}"
     )
 
 
