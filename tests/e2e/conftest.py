@@ -16,9 +16,8 @@ import aiohttp
 import psutil
 import pytest
 
-from tests.e2e.programs import BIN, livepeer_ray
+from tests.e2e.programs import BIN, PATIENCE_S, livepeer_ray
 
-PATIENCE_S = 240.0
 SECRET = "an orchestrator's secret"
 PIPELINE = "text-to-image"
 TINY = "livepeer-ray/tiny-sd"
@@ -188,7 +187,7 @@ class Orchestrator:
         """Waits until each of these has a slot."""
         advertised: set[str] = set()
         try:
-            async with asyncio.timeout(2 * PATIENCE_S):
+            async with asyncio.timeout(PATIENCE_S):
                 while not pipelines <= (advertised := set((await self.status())["capacity"])):
                     await asyncio.sleep(0.2)
         except TimeoutError:
