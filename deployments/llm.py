@@ -160,7 +160,8 @@ class LLMReplica(Replica[LLMRequest, Progress, LLMResult]):
 
         Raises:
             BadRequest: nobody could serve this request.
-            InferenceFailed: the engine raised.
+            InferenceFailed: the engine failed this request.
+            ReplicaLost: the engine has ended.
         """
         began = time.perf_counter()
         completion = self._completion()
@@ -211,6 +212,12 @@ class LLMReplica(Replica[LLMRequest, Progress, LLMResult]):
                 f"of {self.args.model_id}"
             )
         tokens = self._template(request.messages)
+        # Either would end the engine, and with it the requests of everybody else.
+        if not tokens:
+            raise BadRequest(f"messages: the chat template of {self.args.model_id} leaves nothing")
+        if max(tokens) >= engine.vocabulary:
+            unknown = self._tokenizer.convert_ids_to_tokens(max(tokens))
+            raise BadRequest(f"messages: {self.args.model_id} does not know {unknown!r}")
         room = engine.context_tokens - len(tokens)
         if room < 1:
             raise BadRequest(
