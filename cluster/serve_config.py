@@ -12,6 +12,10 @@ import yaml
 
 from cluster.ai_models import AIModel, ModelKey
 from deployments.model_args import DEPLOYMENT, ModelArgs
+from deployments.registry import PIPELINES
+
+PIP_INSTALL_OPTIONS = ["--no-deps", "--disable-pip-version-check", "--no-cache-dir"]
+"""The first because pip would change what Ray itself runs on; the others are Ray's defaults."""
 
 
 def app_name(key: ModelKey) -> str:
@@ -74,6 +78,9 @@ def _actor_options(model: AIModel, *, gpus: bool) -> dict[str, Any]:
     options: dict[str, Any] = {"num_gpus": model.ray.num_gpus if gpus else 0}
     if gpus and model.ray.accelerator_type:
         options["accelerator_type"] = model.ray.accelerator_type
+    if variant := PIPELINES[model.pipeline].variant(model.model_id):
+        pip = {"packages": list(variant.packages), "pip_install_options": PIP_INSTALL_OPTIONS}
+        options["runtime_env"] = {"pip": pip}
     return options
 
 

@@ -13,7 +13,7 @@ Whatever goes wrong is a `ModelError` that names the model, the directory and th
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,10 +169,15 @@ def quiet_libraries() -> None:
     Their errors still show. Their advice concerns code we do not let operators change, and
     some of it repeats the prompts of customers.
     """
-    import diffusers.utils.logging
     import transformers.utils.logging
 
-    for library in (diffusers.utils.logging, transformers.utils.logging):
+    libraries = [transformers.utils.logging]
+    # Parler-TTS's environment has an older huggingface_hub, with which diffusers does not import.
+    with suppress(ImportError):
+        import diffusers.utils.logging
+
+        libraries.append(diffusers.utils.logging)
+    for library in libraries:
         library.set_verbosity_error()
         library.disable_progress_bar()
 

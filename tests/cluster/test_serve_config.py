@@ -80,6 +80,18 @@ def test_without_gpus_models_run_on_the_cpu(tmp_path: Path) -> None:
     assert model_deployment(application)["ray_actor_options"] == {"num_gpus": 0}
 
 
+def test_only_parler_tts_has_packages_of_its_own(tmp_path: Path) -> None:
+    parler, bark = render(
+        tmp_path,
+        {"pipeline": "text-to-speech", "model_id": "parler-tts/parler-tts-mini-v1", "warm": True},
+        {"pipeline": "text-to-speech", "model_id": "suno/bark", "warm": True},
+    )
+    environment = model_deployment(parler)["ray_actor_options"]["runtime_env"]["pip"]
+    assert "transformers==4.46.1" in environment["packages"]
+    assert "--no-deps" in environment["pip_install_options"]
+    assert model_deployment(bark)["ray_actor_options"] == {"num_gpus": 1}
+
+
 def test_models_behind_a_url_are_not_deployed(tmp_path: Path) -> None:
     applications = render(
         tmp_path,

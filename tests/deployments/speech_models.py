@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from deployments.parler_tts import import_parler_tts
+
 SPEAKER_SIZE = 16
 
 
@@ -103,3 +105,48 @@ def save_bark(directory: Path) -> None:
     parts |= {"coarse_acoustics_config": {}, "fine_acoustics_config": {}}
     generation = {"model_type": "bark", "sample_rate": 24_000, "codebook_size": 1024, **parts}
     (directory / "generation_config.json").write_text(json.dumps(generation))
+
+
+def save_parler_tts(directory: Path) -> None:
+    """Saves the shape of Parler-TTS, to be called in its environment.
+
+    Its audio codec has one size only, 300 MB. It speaks for half a second.
+    """
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Split
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast, T5Config
+
+    parler_tts = import_parler_tts("tiny")
+    words = ["<pad>", "</s>", "<unk>", " ", *string.ascii_letters, *".,'"]
+    letters = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    letters.pre_tokenizer = Split("", "isolated")
+    letters.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    config = parler_tts.ParlerTTSConfig.from_sub_models_config(
+        T5Config(vocab_size=len(words), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2),
+        parler_tts.DACConfig(),
+        parler_tts.ParlerTTSDecoderConfig(
+            vocab_size=1088,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            ffn_dim=32,
+            num_codebooks=9,
+            pad_token_id=1024,
+            bos_token_id=1025,
+            eos_token_id=1024,
+            initializer_factor=1.0,  # what it is told is to be heard
+        ),
+        vocab_size=len(words),
+    )
+    model = parler_tts.ParlerTTSForConditionalGeneration(config).eval()
+    generation = model.generation_config
+    generation.decoder_start_token_id = generation.bos_token_id = 1025
+    generation.pad_token_id = generation.eos_token_id = 1024
+    generation.do_sample = True
+    generation.max_length = 50
+    model.save_pretrained(directory)
+    PreTrainedTokenizerFast(
+        tokenizer_object=letters, unk_token="<unk>", pad_token="<pad>", eos_token="</s>"
+    ).save_pretrained(directory)

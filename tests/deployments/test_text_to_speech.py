@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from deployments.audio_output import encode_wav
 from deployments.errors import BadRequest, ModelBroken, ModelNotFound
 from deployments.model_args import ModelArgs
+from deployments.parler_tts import ParlerTTSReplica
 from deployments.schemas.text_to_speech import (
+    MAX_DESCRIPTION_CHARS,
     MAX_TEXT_CHARS,
     TextToSpeechRequest,
     TextToSpeechResult,
@@ -181,6 +183,21 @@ def save_dataset(models_dir: Path, save: Callable[[Path], None]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     write_repository(models_dir, VOICES, save)
     (models_dir / f"models--{VOICES.replace('/', '--')}").rename(folder)
+
+
+def test_parler_tts_outside_its_environment(tiny_models_dir: Path) -> None:
+    with pytest.raises(ModelBroken, match=r"needs the runtime environment that `livepeer-ray"):
+        ParlerTTSReplica(args=args(tiny_models_dir))
+
+
+@pytest.mark.parametrize("length", [MAX_DESCRIPTION_CHARS, MAX_DESCRIPTION_CHARS + 1])
+def test_descriptions_are_bounded(length: int) -> None:
+    payload = {"text": "hello", "description": "a" * length}
+    if length <= MAX_DESCRIPTION_CHARS:
+        assert len(TextToSpeechRequest.parse(payload).description) == length
+    else:
+        with pytest.raises(BadRequest, match=r"^description: "):
+            TextToSpeechRequest.parse(payload)
 
 
 @pytest.fixture(scope="module")
