@@ -60,6 +60,8 @@ def _application(model: AIModel, models_dir: Path, *, gpus: bool) -> dict[str, A
             pipeline=model.pipeline,
             model_id=model.model_id,
             models_dir=models_dir,
+            # None of the GPU (0) is the CPU, where it means nothing.
+            gpu_share=min(model.ray.num_gpus, 1) or 1,
             sfast=model.flags.sfast,
             deepcache=model.flags.deepcache,
         ).model_dump(mode="json"),

@@ -35,6 +35,10 @@ CPU_BATCH_TOKENS = 512
 """The library would take 60 % of the machine's memory, which GPUs have to themselves and CPUs
 share with everybody: on a CPU the cache holds this much text, and a pass reads this much."""
 
+GPU_CACHE_SHARE = 0.8
+"""Of the memory that is free on a GPU of its own the library's cache takes this much; where models
+share one, of that model's share of it, so that those that load later find some."""
+
 POLL_S = 0.1
 """How soon the death of the library's thread is noticed."""
 
@@ -116,12 +120,13 @@ class Engine:
         end_tokens: those that end an answer.
     """
 
-    def __init__(self, model: Any, *, end_token: int | None) -> None:
+    def __init__(self, model: Any, *, end_token: int | None, gpu_share: float = 1.0) -> None:
         """Starts the engine.
 
         Args:
             model: a transformers causal language model, on its device.
             end_token: the tokenizer's, for models that do not name theirs.
+            gpu_share: part of the GPU that is this model's, up to 1.
         """
         from transformers import ContinuousBatchingConfig
         from transformers.generation.continuous_batching.model_runner import (
@@ -142,6 +147,7 @@ class Engine:
         generation.num_return_sequences = generation.num_beams = 1
 
         config = ContinuousBatchingConfig(per_request_processors=True, use_async_batching=False)
+        config.max_memory_percent = GPU_CACHE_SHARE * gpu_share
         if model.device.type == "cpu":
             config.num_blocks = CPU_CACHE_TOKENS // config.page_size
             config.max_batch_tokens = CPU_BATCH_TOKENS

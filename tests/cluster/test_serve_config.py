@@ -41,6 +41,7 @@ def test_a_warm_model_has_a_gpu_for_each_replica(tmp_path: Path) -> None:
         "pipeline": PIPELINE,
         "model_id": "org/a",
         "models_dir": "/models",
+        "gpu_share": 1.0,
         "sfast": True,
         "deepcache": False,
     }
@@ -65,6 +66,7 @@ def test_our_own_options(tmp_path: Path) -> None:
     (application,) = render(tmp_path, {"model_id": "org/a", "warm": True, "ray": options})
     deployment = model_deployment(application)
     assert deployment["ray_actor_options"] == {"num_gpus": 0.5, "accelerator_type": "H100"}
+    assert application["args"]["gpu_share"] == 0.5
     assert deployment["max_ongoing_requests"] == 2
     scaling = deployment["autoscaling_config"]
     assert (scaling["min_replicas"], scaling["max_replicas"]) == (1, 4)

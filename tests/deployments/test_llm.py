@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from deployments.continuous_batching import Engine, Sampling
+from deployments.continuous_batching import GPU_CACHE_SHARE, Engine, Sampling
 from deployments.errors import BadRequest, LivepeerRayError, ModelBroken, ReplicaLost
 from deployments.llm import MAX_CHUNK_CHARS, Detokenizer, LLMReplica
 from deployments.model_args import ModelArgs
@@ -394,6 +394,19 @@ async def test_an_engine_that_died_fails_its_requests_and_the_health_check(
     with pytest.raises(LivepeerRayError, match="the engine has ended"):
         await replica.check_health()
     replica.close()
+
+
+def test_models_that_share_a_gpu_leave_each_other_memory(
+    replica: LLMReplica, tiny_models_dir: Path
+) -> None:
+    half = LLMReplica(args=args(tiny_models_dir).model_copy(update={"gpu_share": 0.5}))
+    # A CPU's cache has a fixed size; what a GPU's would take stands in the library's settings.
+    shares = [
+        each._engine._manager.continuous_batching_config.max_memory_percent
+        for each in (replica, half)
+    ]
+    assert shares == [GPU_CACHE_SHARE, GPU_CACHE_SHARE / 2]
+    half.close()
 
 
 def test_a_model_that_the_engine_cannot_run_is_broken(
