@@ -5,12 +5,20 @@ import shutil
 from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from deployments.continuous_batching import GPU_CACHE_SHARE, Engine, Sampling
-from deployments.errors import BadRequest, LivepeerRayError, ModelBroken, ReplicaLost
+from deployments.continuous_batching import GPU_CACHE_SHARE, Engine, Sampling, _Mailbox
+from deployments.errors import (
+    BadRequest,
+    InferenceFailed,
+    LivepeerRayError,
+    ModelBroken,
+    ReplicaError,
+    ReplicaLost,
+)
 from deployments.llm import MAX_CHUNK_CHARS, Detokenizer, LLMReplica
 from deployments.model_args import ModelArgs
 from deployments.schemas.llm import MAX_CONTENT_CHARS, LLMChunk, LLMRequest, LLMResult
@@ -394,6 +402,24 @@ async def test_an_engine_that_died_fails_its_requests_and_the_health_check(
     with pytest.raises(LivepeerRayError, match="the engine has ended"):
         await replica.check_health()
     replica.close()
+
+
+async def test_an_engine_that_breaks_down_is_told_from_a_request_that_failed(
+    tiny_models_dir: Path,
+) -> None:
+    engine = LLMReplica(args=args(tiny_models_dir))._engine
+    output = SimpleNamespace(request_id="one", error="why")
+
+    async def failure() -> BaseException:
+        mailbox = engine._mailboxes["one"] = _Mailbox()
+        engine._deliver(output)
+        with pytest.raises(ReplicaError, match="why") as caught:
+            await mailbox.take()
+        return caught.value
+
+    assert type(await failure()) is InferenceFailed
+    engine.close()
+    assert type(await failure()) is ReplicaLost
 
 
 def test_models_that_share_a_gpu_leave_each_other_memory(
