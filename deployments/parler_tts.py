@@ -17,13 +17,8 @@ from numpy.typing import NDArray
 
 from deployments.errors import ModelBroken
 from deployments.loading import choose_device, find_snapshot
+from deployments.schemas.text_to_speech import DEFAULT_DESCRIPTION
 from deployments.text_to_speech import TextToSpeechReplica
-
-DEFAULT_DESCRIPTION = (
-    "A male speaker delivers a slightly expressive and animated speech with a moderate speed "
-    "and pitch."
-)
-"""ai-runner's (runner/src/runner/routes/text_to_speech.py)."""
 
 
 class ParlerTTSReplica(TextToSpeechReplica):
@@ -75,6 +70,7 @@ class ParlerTTSReplica(TextToSpeechReplica):
             raise_if_cancelled()
             return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
+        # An empty description says nothing either.
         voice = self._tokens(self._description_tokenizer, description or DEFAULT_DESCRIPTION)
         text = self._tokens(self._tokenizer, piece)
         with torch.inference_mode():

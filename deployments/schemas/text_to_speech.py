@@ -15,6 +15,10 @@ MAX_TEXT_CHARS = 10_000
 """About eleven minutes of speech, a file of 20 to 60 MB. It has to be there within ten minutes:
 a model that speaks no faster than people do could not read out more."""
 
+DEFAULT_DESCRIPTION = (
+    "A male speaker delivers a slightly expressive and animated speech with a moderate speed "
+    "and pitch."
+)
 
 MAX_DESCRIPTION_CHARS = 2_000
 """Voices are described in a sentence or two."""
@@ -26,7 +30,7 @@ class TextToSpeechRequest(Request):
     text: Annotated[
         str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_TEXT_CHARS)
     ]
-    description: str = Field(default="", max_length=MAX_DESCRIPTION_CHARS)
+    description: str = Field(default=DEFAULT_DESCRIPTION, max_length=MAX_DESCRIPTION_CHARS)
     """The voice in words. Clients send it to all models: Parler-TTS speaks as it says, the others
     have the voice that they have."""
 
