@@ -24,8 +24,13 @@ BFLOAT16_FAMILIES = ("Flux", "StableDiffusion3")
 """Pipeline classes whose transformers overflow float16; their authors publish bfloat16."""
 
 
-def find_snapshot(model_id: str, models_dir: Path) -> Path:
+def find_snapshot(model_id: str, models_dir: Path, *, repo_type: str = "model") -> Path:
     """Returns the directory that holds the model's files.
+
+    Args:
+        model_id: the Hugging Face id.
+        models_dir: a directory in the Hugging Face cache layout.
+        repo_type: `dataset` for what some models need beside their weights.
 
     Raises:
         ModelNotFound: with the command that downloads the model.
@@ -33,13 +38,17 @@ def find_snapshot(model_id: str, models_dir: Path) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    remedy = _download_command(model_id, models_dir)
+    remedy = _download_command(model_id, models_dir, repo_type)
     if not models_dir.is_dir():
         raise ModelNotFound(
             f"{model_id}: the models directory {models_dir} does not exist on this node. {remedy}"
         )
     try:
-        return Path(snapshot_download(model_id, cache_dir=models_dir, local_files_only=True))
+        return Path(
+            snapshot_download(
+                model_id, repo_type=repo_type, cache_dir=models_dir, local_files_only=True
+            )
+        )
     except LocalEntryNotFoundError:
         raise ModelNotFound(f"{model_id} is not in {models_dir}. {remedy}") from None
     except HFValidationError as error:
@@ -123,13 +132,19 @@ def quiet_libraries() -> None:
     Their errors still show. Their advice concerns code we do not let operators change, and
     some of it repeats the prompts of customers.
     """
-    import diffusers.utils.logging
     import transformers.utils.logging
 
-    for library in (diffusers.utils.logging, transformers.utils.logging):
+    libraries = [transformers.utils.logging]
+    # Parler-TTS's environment has an older huggingface_hub, with which diffusers does not import.
+    with suppress(ImportError):
+        import diffusers.utils.logging
+
+        libraries.append(diffusers.utils.logging)
+    for library in libraries:
         library.set_verbosity_error()
         library.disable_progress_bar()
 
 
-def _download_command(model_id: str, models_dir: Path) -> str:
-    return f"Download it there: hf download {model_id} --cache-dir {models_dir}"
+def _download_command(model_id: str, models_dir: Path, repo_type: str) -> str:
+    kind = "" if repo_type == "model" else f" --repo-type {repo_type}"
+    return f"Download it there: hf download {model_id}{kind} --cache-dir {models_dir}"

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from deployments.errors import InferenceFailed, LivepeerRayError, ReplicaError
+from deployments.errors import InferenceFailed, LivepeerRayError, ReplicaError, ReplicaLost
 from deployments.loading import find_snapshot, model_errors, one_line, quiet_libraries
 from deployments.model_args import ModelArgs
 from deployments.schemas.base import Completed, Request, Result
@@ -103,6 +103,7 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
         Raises:
             BadRequest: nobody could serve this request.
             InferenceFailed: the model raised, with the reason in one line.
+            ReplicaLost: the GPU is out of reach since an earlier request.
         """
         cancelled = threading.Event()
         try:
@@ -167,6 +168,8 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
             if cancelled.is_set():
                 raise Cancelled
 
+        if self._device_fault is not None:
+            raise ReplicaLost(self._device_fault)
         started_s = time.perf_counter()
         try:
             raise_if_cancelled()
