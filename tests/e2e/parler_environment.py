@@ -14,6 +14,7 @@ from typing import Any
 import ray
 
 from cluster.ai_models import load_ai_models
+from cluster.placement import UNBOUNDED, place
 from cluster.serve_config import serve_config
 
 MODEL_ID = "parler-tts/tiny"
@@ -23,7 +24,9 @@ TEXT = "Hello world, this is a test."
 def runtime_environment(models_dir: Path) -> dict[str, Any]:
     """Returns the environment as the Serve config has it."""
     (model,) = load_ai_models(f"text-to-speech:{MODEL_ID}:true").models
-    (application,) = serve_config([model], models_dir=models_dir, gpus=False)["applications"]
+    (application,) = serve_config(
+        place([model], supply=UNBOUNDED), models_dir=models_dir, gpus=False
+    )["applications"]
     (deployment,) = application["deployments"]
     environment: dict[str, Any] = deployment["ray_actor_options"]["runtime_env"]
     return environment

@@ -106,7 +106,7 @@ def on_gpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Models]:
             yield on_gpus
         finally:
             # Serve as well, or this process would take its controller for another cluster's.
-            serve.shutdown()
+            serve.shutdown()  # type: ignore[no-untyped-call]
             ray.shutdown()
 
 
