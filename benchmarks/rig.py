@@ -214,7 +214,7 @@ class _TimedDelivery(Delivery):
 async def _snapshots() -> AsyncIterator[Capacity]:
     """What the cluster can do, as in the real bridge, and the imitation beside it."""
     imitation = ModelCapacity(slots=SLOTS, warm=True)
-    watch = CapacityWatch(models=(MODEL,), read_status=lambda: serve_client.model_status((MODEL,)))
+    watch = CapacityWatch(models=(MODEL,), read_status=serve_client.model_status)
     async for capacity in watch.snapshots():
         yield Capacity(models={**capacity.models, REFERENCE: imitation})
 

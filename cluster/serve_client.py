@@ -144,7 +144,7 @@ def details() -> dict[str, Any]:
     return document
 
 
-def model_status(models: tuple[AIModel, ...]) -> dict[ModelKey, ModelStatus]:
+def model_status(models: Sequence[AIModel]) -> dict[ModelKey, ModelStatus]:
     """The status of each configured model that Serve knows."""
     applications = details()["applications"]
     return {

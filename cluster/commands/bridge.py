@@ -75,7 +75,7 @@ async def _run(settings: BridgeSettings, models: tuple[AIModel, ...], *, supervi
                 serve_client.gpus_by_model(serve_client.model_status(models))
             ),
         )
-        watch = CapacityWatch(models=models, read_status=lambda: serve_client.model_status(models))
+        watch = CapacityWatch(models=models, read_status=serve_client.model_status)
         await bridge.run(registration=registration, snapshots=watch.snapshots(), stop=stop)
     logger.info("bridge ended")
 
