@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cluster.ai_models import AIModel, ModelKey
 
@@ -65,6 +65,17 @@ class Capacity:
         """Slots of one model, 0 for one that is not served."""
         model = self.models.get(key)
         return model.slots if model else 0
+
+    def growth_over(self, other: "Capacity") -> "Capacity | None":
+        """What to add to another capacity to get this one; None where it takes more than adding."""
+        added: dict[ModelKey, ModelCapacity] = {}
+        for key, model in self.models.items():
+            before = other.models.get(key, replace(model, slots=0))
+            if replace(before, slots=model.slots) != model or before.slots > model.slots:
+                return None
+            if model.slots > before.slots:
+                added[key] = replace(model, slots=model.slots - before.slots)
+        return Capacity(models=added) if other.models.keys() <= self.models.keys() else None
 
     def __bool__(self) -> bool:
         return bool(self.models)

@@ -42,6 +42,7 @@ class SteeredBackend:
         self.result: Result | Exception = image_result(7)
         self.hold = asyncio.Event()
         self.hold.set()
+        self.takes_s = 0.0
         self.started: list[Request] = []
         self.cancelled = 0
         self._news = asyncio.Condition()
@@ -53,6 +54,7 @@ class SteeredBackend:
             self._news.notify_all()
         try:
             await self.hold.wait()
+            await asyncio.sleep(self.takes_s)
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
