@@ -262,6 +262,18 @@ async def test_a_job_outlives_the_stream_that_brought_it(
 
 
 @pytest.mark.parametrize("task_id", [0, 17, -1])
+async def test_an_answer_that_nobody_waits_for_is_taken_and_noted(
+    orchestrator: LoopbackOrchestrator, caller: Caller, task_id: int
+) -> None:
+    async with registered(orchestrator) as worker:
+        request = caller.start()
+        await worker.post((await worker.next_job()).taskId, result_body(FILES))
+        await request
+        assert await worker.post(task_id, result_body(FILES)) == (200, "OK")
+    assert [fault.task_id for fault in orchestrator.late] == [task_id]
+    assert orchestrator.faults == []
+
+
 async def test_a_job_that_was_not_written_goes_to_the_next_worker(
     orchestrator: LoopbackOrchestrator, caller: Caller
 ) -> None:
@@ -286,18 +298,6 @@ async def test_a_job_that_was_written_to_a_worker_that_leaves_is_lost() -> None:
             await worker.next_job()
         assert (await request).status == 500
         assert "not answered within" in orchestrator.faults[0].reason
-
-
-async def test_an_answer_that_nobody_waits_for_is_taken_and_noted(
-    orchestrator: LoopbackOrchestrator, caller: Caller, task_id: int
-) -> None:
-    async with registered(orchestrator) as worker:
-        request = caller.start()
-        await worker.post((await worker.next_job()).taskId, result_body(FILES))
-        await request
-        assert await worker.post(task_id, result_body(FILES)) == (200, "OK")
-    assert [fault.task_id for fault in orchestrator.late] == [task_id]
-    assert orchestrator.faults == []
 
 
 async def test_an_unanswered_job_costs_the_worker_its_stream() -> None:
