@@ -12,7 +12,8 @@ logger = logging.getLogger(__name__)
 
 REBUILD_S = 5.0
 """How long an application may look empty before we believe it. While Serve rebuilds one, its
-deployments are missing from the status for up to 2.7 s (measured, Ray 2.60)."""
+deployments are missing from the status for up to 2.7 s (measured, Ray 2.60); after a restart of
+its controller the replicas have to be found again."""
 
 SILENCE_S = 60.0
 """How long Serve may say nothing before its models count as gone. Replicas outlive their
@@ -36,7 +37,7 @@ class ModelStatus:
     running: int = 0
     """Replicas that take requests."""
     rebuilding: bool = False
-    """The application exists and shows no deployment: for a moment, during a rebuild."""
+    """For a moment the application does not show what runs: see `REBUILD_S`."""
     nodes: frozenset[str] = field(default_factory=frozenset)
     """Ray node ids of the running replicas."""
 

@@ -148,7 +148,7 @@ def model_status(models: Sequence[AIModel]) -> dict[ModelKey, ModelStatus]:
     """The status of each configured model that Serve knows."""
     applications = details()["applications"]
     return {
-        model.key: _status(applications[name])
+        model.key: application_status(applications[name])
         for model in models
         if (name := app_name(model.key)) in applications
     }
@@ -191,7 +191,13 @@ def _nodes() -> list[dict[str, Any]]:
     return table
 
 
-def _status(application: Mapping[str, Any]) -> ModelStatus:
+def application_status(application: Mapping[str, Any]) -> ModelStatus:
+    """One application out of Serve's document.
+
+    Only RUNNING replicas count. One whose node is being drained (PENDING_MIGRATION) still
+    answers and is about to go, and one that is RECOVERING belongs to a controller that was
+    restarted and has not looked at it yet: Serve itself keeps to what it knew until it has.
+    """
     deployment = application["deployments"].get(DEPLOYMENT)
     if deployment is None:
         return ModelStatus(
@@ -199,14 +205,14 @@ def _status(application: Mapping[str, Any]) -> ModelStatus:
             message=_reason(application["message"]),
             rebuilding=_text(application["status"]) == "DEPLOYING",
         )
-    running = [
-        replica for replica in deployment["replicas"] if _text(replica["state"]) == "RUNNING"
-    ]
+    states = [(_text(replica["state"]), replica["node_id"]) for replica in deployment["replicas"]]
+    running = [node for state, node in states if state == "RUNNING"]
     return ModelStatus(
         state=_text(application["status"]),
         message=_reason(deployment["message"] or application["message"]),
         running=len(running),
-        nodes=frozenset(replica["node_id"] for replica in running),
+        rebuilding=any(state == "RECOVERING" for state, _ in states),
+        nodes=frozenset(running),
     )
 
 

@@ -100,7 +100,7 @@ class WorkerRegistration:
     async def run(self) -> None:
         """Registers, and again whenever that is needed, until cancelled.
 
-        Leaves when cancelled: the stream is closed before this returns.
+        Leaves when cancelled: all streams are closed before this returns.
 
         Raises:
             InvalidSecret: trying again would not help.
@@ -183,7 +183,8 @@ class WorkerRegistration:
     async def _read_hardware_in_time(self) -> None:
         """Asks for the hardware; what is not known in time will be at the next registration."""
         timeout_s = HARDWARE_S if self._asking else HARDWARE_FIRST_S
-        self._asking = asyncio.create_task(asyncio.to_thread(self._ask_for_hardware))
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(asyncio.to_thread(self._ask_for_hardware))
         await asyncio.wait({self._asking}, timeout=timeout_s)
 
     def _ask_for_hardware(self) -> None:

@@ -21,6 +21,7 @@ from cluster.bridge.registration import WorkerRegistration
 from cluster.bridge.results import Delivery
 from cluster.capacity import Capacity, ModelCapacity
 from cluster.loopback import LoopbackOrchestrator
+from cluster.protocol import lp_rpc_pb2 as pb
 from deployments.schemas.base import Chunk, Completed, MediaFile, Request, Result
 from deployments.schemas.images import Image, ImagesResult
 
@@ -102,6 +103,7 @@ async def running(
     deadline_s: float = 60.0,
     grace_s: float = 10.0,
     version: str = "0.9.1",
+    read_hardware: Callable[[], list[pb.HardwareInformation]] = list,
 ) -> AsyncIterator[Running]:
     """Runs a bridge and stops it at the end, unless the test did."""
     backend, stop = SteeredBackend(), asyncio.Event()
@@ -128,6 +130,7 @@ async def running(
             version=version,
             pin=pin,
             on_job=bridge.accept,
+            read_hardware=read_hardware,
         )
         task = asyncio.create_task(
             bridge.run(registration=registration, snapshots=snapshots(), stop=stop)

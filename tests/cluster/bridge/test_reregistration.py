@@ -1,6 +1,7 @@
 """Changes of capacity: no job is lost, whatever moment the orchestrator sends it in."""
 
 import asyncio
+import queue
 import random
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -219,3 +220,25 @@ async def test_a_lost_stream_is_made_good_by_one_with_everything(
         await orchestrator.wait_for_workers(
             lambda workers: [dict(advertised((worker,))) for worker in workers] == [{"org/a": 3}]
         )
+
+
+async def test_hardware_that_is_slow_to_tell_does_not_hold_up_capacity(
+    orchestrator: LoopbackOrchestrator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.bridge.registration.HARDWARE_S", 0.05)
+    entries = [
+        pb.HardwareInformation(pipeline="text-to-image", model_id=f"org/{name}") for name in "ab"
+    ]
+    asked: queue.SimpleQueue[list[pb.HardwareInformation]] = queue.SimpleQueue()
+    asked.put(entries)
+    async with running(address(orchestrator), capacity(a=2), read_hardware=asked.get) as bridge:
+        await registered(orchestrator)
+        # Nobody answers now, so what was known is told, of the models that are registered.
+        for wanted in (capacity(a=1), capacity(a=1, b=1)):
+            bridge.capacities.put_nowait(wanted)
+            await until_advertised(orchestrator, wanted)
+        assert [list(worker.hardware) for worker in orchestrator.workers] == [
+            [entries[0]],
+            [entries[1]],
+        ]
+        asked.put([])
