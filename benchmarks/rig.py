@@ -61,6 +61,14 @@ class BenchmarkFailed(LivepeerRayError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Orchestrator:
+    """A loopback orchestrator in a process of its own."""
+
+    url: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
     """Where one job's time went, in seconds."""
 
@@ -158,7 +166,7 @@ async def running_rig(pixels: NDArray[np.uint8]) -> AsyncIterator[Rig]:
     secret = secrets.token_hex(16)
     finished: asyncio.Queue[tuple[JobRecord, Timing]] = asyncio.Queue()
     delivery = _TimedDelivery(secret=SecretStr(secret))
-    async with _orchestrator(secret) as url, Inputs() as inputs, delivery:
+    async with running_orchestrator(secret) as orchestrator, Inputs() as inputs, delivery:
         bridge = Bridge(
             backends={
                 OURS: RayBackend(),
@@ -171,7 +179,7 @@ async def running_rig(pixels: NDArray[np.uint8]) -> AsyncIterator[Rig]:
             on_finished=lambda record: finished.put_nowait((record, delivery.timing(record))),
         )
         registration = WorkerRegistration(
-            address=Address.parse(url),
+            address=Address.parse(orchestrator.url),
             secret=SecretStr(secret),
             version=NEWEST_KNOWN_VERSION,
             on_job=bridge.accept,
@@ -182,7 +190,7 @@ async def running_rig(pixels: NDArray[np.uint8]) -> AsyncIterator[Rig]:
         )
         try:
             connector = aiohttp.TCPConnector(ssl=False)  # the certificate is seconds old
-            async with aiohttp.ClientSession(url, connector=connector) as gateway:
+            async with aiohttp.ClientSession(orchestrator.url, connector=connector) as gateway:
                 await _registered(gateway, working)
                 yield Rig(gateway=gateway, finished=finished)
         finally:
@@ -215,14 +223,18 @@ class _TimedDelivery(Delivery):
 async def _snapshots() -> AsyncIterator[Capacity]:
     """What the cluster can do, as in the real bridge, and the imitation beside it."""
     imitation = ModelCapacity(slots=SLOTS, warm=True)
-    watch = CapacityWatch(models=(MODEL,), read_status=lambda: serve_client.model_status((MODEL,)))
+    watch = CapacityWatch(models=(MODEL,), read_status=serve_client.model_status)
     async for capacity in watch.snapshots():
         yield Capacity(models={**capacity.models, REFERENCE: imitation})
 
 
 @contextlib.asynccontextmanager
-async def _orchestrator(secret: str) -> AsyncIterator[str]:
-    """`livepeer-ray orchestrator` on a free port; yields its url."""
+async def running_orchestrator(secret: str) -> AsyncIterator[Orchestrator]:
+    """`livepeer-ray orchestrator` on a free port.
+
+    Raises:
+        BenchmarkFailed: it does not start.
+    """
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "cluster.cli", "orchestrator", "--listen", "127.0.0.1:0"),
         stdout=PIPE,
@@ -235,7 +247,7 @@ async def _orchestrator(secret: str) -> AsyncIterator[str]:
         url = next((word for word in words if word.startswith("https://")), None)
         if url is None:
             raise BenchmarkFailed("the loopback orchestrator did not start")
-        yield url
+        yield Orchestrator(url=url, pid=process.pid)
     finally:
         if process.returncode is None:
             process.terminate()

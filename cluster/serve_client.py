@@ -8,7 +8,7 @@ may be off or dead while the cluster works. Ray is pinned for it.
 import logging
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -139,11 +139,11 @@ def details() -> dict[str, Any]:
     return document
 
 
-def model_status(models: tuple[AIModel, ...]) -> dict[ModelKey, ModelStatus]:
+def model_status(models: Sequence[AIModel]) -> dict[ModelKey, ModelStatus]:
     """The status of each configured model that Serve knows."""
     applications = details()["applications"]
     return {
-        model.key: _status(applications[name])
+        model.key: application_status(applications[name])
         for model in models
         if (name := app_name(model.key)) in applications
     }
@@ -155,7 +155,13 @@ def _nodes() -> list[dict[str, Any]]:
     return table
 
 
-def _status(application: Mapping[str, Any]) -> ModelStatus:
+def application_status(application: Mapping[str, Any]) -> ModelStatus:
+    """One application out of Serve's document.
+
+    Only RUNNING replicas count. One whose node is being drained (PENDING_MIGRATION) still
+    answers and is about to go, and one that is RECOVERING belongs to a controller that was
+    restarted and has not looked at it yet: Serve itself keeps to what it knew until it has.
+    """
     deployment = application["deployments"].get(DEPLOYMENT)
     if deployment is None:
         return ModelStatus(
@@ -163,13 +169,17 @@ def _status(application: Mapping[str, Any]) -> ModelStatus:
             message=_reason(application["message"]),
             rebuilding=_text(application["status"]) == "DEPLOYING",
         )
+    states = [_text(replica["state"]) for replica in deployment["replicas"]]
     running = [
-        replica for replica in deployment["replicas"] if _text(replica["state"]) == "RUNNING"
+        replica
+        for state, replica in zip(states, deployment["replicas"], strict=True)
+        if state == "RUNNING"
     ]
     return ModelStatus(
         state=_text(application["status"]),
         message=_reason(deployment["message"] or application["message"]),
         running=len(running),
+        rebuilding="RECOVERING" in states,
         replicas=frozenset((replica["actor_name"], replica["node_id"]) for replica in running),
         scaling=Scaling.read(deployment, running=len(running)),
     )

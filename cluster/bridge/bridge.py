@@ -195,7 +195,7 @@ class Bridge:
         """Returns the answer; None for a stream, which was sent while it held its slot."""
         work = read_work(job, self._backends)
         record.model_id = work.key.model_id
-        with self._admission.slot(work.key):
+        async with self._admission.slot(work.key):
             completed = await self._in_time(self._run(work, job), job)
             if isinstance(completed, Stream):
                 await self._relay(completed, job, record)

@@ -76,7 +76,7 @@ async def _run(settings: BridgeSettings, models: tuple[AIModel, ...], *, supervi
         )
         watch = CapacityWatch(
             models=models,
-            read_status=lambda: serve_client.model_status(models),
+            read_status=serve_client.model_status,
             in_flight=lambda: bridge.in_flight,
         )
         await bridge.run(registration=registration, snapshots=watch.snapshots(), stop=stop)

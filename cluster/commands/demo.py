@@ -169,8 +169,7 @@ async def _ready(gateway: aiohttp.ClientSession, worker: _Worker) -> None:
             while True:
                 async with gateway.get("/status") as response:
                     status = await response.json()
-                # One worker: not while a new registration stands and the old one still does.
-                if len(status["workers"]) == 1 and _slots(status["capacity"]) >= len(PROMPTS):
+                if _slots(status["capacity"]) >= len(PROMPTS):
                     return
                 done, _ = await asyncio.wait({ended}, timeout=0.5)
                 if done:
