@@ -62,7 +62,9 @@ def main() -> int:
             "the cluster has no GPU, so models run on its CPUs; where GPU machines join later, "
             "say --device gpu"
         )
-    placement = place(served, supply=available if gpus else UNBOUNDED)
+    # With --device gpu and no GPU yet, replicas wait for the first machine that has some.
+    bounded = gpus and available.gpus > 0
+    placement = place(served, supply=available if bounded else UNBOUNDED)
     for lacking in placement.lacking:
         logger.warning("%s", lacking)
     serve_client.deploy(serve_config(placement, models_dir=directory, gpus=gpus))

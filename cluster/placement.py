@@ -125,6 +125,12 @@ class Lacking:
         """How many GPUs are missing."""
         return self.replicas * self.model.ray.num_gpus
 
+    @property
+    def _remedy(self) -> str:
+        if self.model.warm:
+            return "add GPUs, lower its capacity or that of an entry above, or move it up"
+        return "add GPUs, or lower its capacity or that of a warm entry"
+
     def __str__(self) -> str:
         options = self.model.ray
         kind = f" of type {options.accelerator_type}" if options.accelerator_type else ""
@@ -136,8 +142,7 @@ class Lacking:
         )
         return (
             f"entry {self.model.entry} ({self.model.key}) lacks {self.gpus:g} "
-            f"GPU{'' if self.gpus == 1 else 's'}{kind}{whole}: {some}; add GPUs, lower the "
-            "capacity of this entry or of one above it, or move it up in the file"
+            f"GPU{'' if self.gpus == 1 else 's'}{kind}{whole}: {some}; {self._remedy}"
         )
 
 

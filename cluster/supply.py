@@ -79,14 +79,20 @@ def autoscaler_most(setting: str | None, *, bootstrap: Path = BOOTSTRAP_CONFIG) 
 
 
 def from_cluster_config(config: Mapping[str, Any]) -> list[GPUNode]:
-    """The GPU machines that a cluster configuration of `ray up` allows."""
-    limit = min(config.get("max_workers", 2), MAX_NODES)
+    """The GPU machines that a cluster configuration of `ray up` allows.
+
+    Where its types together allow more than the cluster as a whole, the first ones count.
+    """
+    left = min(config.get("max_workers", 2), MAX_NODES)
     head = config.get("head_node_type")
     found: list[GPUNode] = []
     for name, kind in config.get("available_node_types", {}).items():
         node = gpu_node(kind.get("resources", {}))
-        number = min(kind.get("max_workers", limit), limit) + (name == head)
-        found += [node] * number if node.gpus else []
+        if not node.gpus:
+            continue
+        workers = min(kind.get("max_workers", left), left)
+        left -= workers
+        found += [node] * (workers + (name == head))
     return found
 
 

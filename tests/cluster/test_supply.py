@@ -33,7 +33,7 @@ def test_what_ray_up_left_on_the_head(tmp_path: Path) -> None:
     file = tmp_path / "ray_bootstrap_config.yaml"
     assert autoscaler_most(None, bootstrap=file) == []
     file.write_text(CONFIG)
-    assert autoscaler_most(None, bootstrap=file) == [BIG] * 2 + [SMALL] * 5
+    assert autoscaler_most(None, bootstrap=file) == [BIG] * 2 + [SMALL] * 3
     assert autoscaler_most("1x1", bootstrap=file) == [SMALL]
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,22 @@ IDLE_S = {"org/half": NEVER_S, "org/first": NEVER_S, "org/second": 1.0}
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """The models that fit, deployed."""
+    """The models, as far as they fit on the cluster."""
 
     models: tuple[AIModel, ...]
-    lacking: tuple[str, ...]
+
+    def deploy(self, resources: Sequence[Mapping[str, float]]) -> tuple[str, ...]:
+        """Serves what fits on such machines; returns what is said of the rest."""
+        placement = place(self.models, supply=supply(resources, []))
+        config = serve_config(placement, models_dir=Path("/nowhere"), gpus=True)
+        for application in config["applications"]:
+            application["import_path"] = "tests.fake_model:build"
+            scaling = application["deployments"][0].get("autoscaling_config")
+            if scaling:
+                idle_s = IDLE_S[application["args"]["model_id"]]
+                scaling["policy"]["policy_kwargs"] |= {"sustained_s": 1.0, "idle_s": idle_s}
+        serve_client.deploy(config)
+        return tuple(map(str, placement.lacking))
 
     def status(self, name: str) -> ModelStatus:
         return serve_client.model_status(self.models)[key(name)]
@@ -86,16 +98,10 @@ def on_gpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Models]:
     with ray_cluster(gpus=4) as cluster:
         serve_client.connect(cluster.address)
         try:
-            placement = place(models, supply=supply(serve_client.node_resources(), []))
-            config = serve_config(placement, models_dir=Path("/nowhere"), gpus=True)
-            for application in config["applications"]:
-                application["import_path"] = "tests.fake_model:build"
-                scaling = application["deployments"][0].get("autoscaling_config")
-                if scaling:
-                    idle_s = IDLE_S[application["args"]["model_id"]]
-                    scaling["policy"]["policy_kwargs"] |= {"sustained_s": 1.0, "idle_s": idle_s}
-            serve_client.deploy(config)
-            yield Models(models=models, lacking=tuple(map(str, placement.lacking)))
+            on_gpus = Models(models=models)
+            (lacking,) = on_gpus.deploy(serve_client.node_resources())
+            assert lacking.startswith("entry 3 (text-to-image org/lacking) lacks 2 GPUs")
+            yield on_gpus
         finally:
             ray.shutdown()
 
@@ -109,10 +115,10 @@ def test_warm_replicas_have_cards_of_their_own(on_gpus: Models) -> None:
     assert set(cards) < set("0123")
 
 
-def test_what_does_not_fit_is_said_and_stops_nobody(on_gpus: Models) -> None:
-    (lacking,) = on_gpus.lacking
-    assert lacking.startswith("entry 3 (text-to-image org/lacking) lacks 2 GPUs")
-    assert key("org/lacking") not in serve_client.model_status(on_gpus.models)
+def test_what_does_not_fit_stops_nobody(on_gpus: Models) -> None:
+    on_gpus.until("org/two", 2)
+    status = serve_client.model_status(on_gpus.models)
+    assert status.keys() == {key(name) for name in ENTRIES} - {key("org/lacking")}
 
 
 def test_a_killed_replica_is_loaded_again_on_a_card_of_its_own(on_gpus: Models) -> None:
@@ -167,3 +173,18 @@ def test_hardware_is_the_cards_that_hold_the_model(on_gpus: Models) -> None:
     assert [gpu.id for gpu in found[key("org/half")]] == sorted(half)
     assert found[key("org/first")] == []
     assert not any(gpus_by_model(serve_client.model_status(on_gpus.models)).values()), "no NVML"
+
+
+def test_replicas_survive_that_others_come_and_go(on_gpus: Models) -> None:
+    on_gpus.until("org/two", 2)
+    before = on_gpus.places("org/two", at_once=8) | on_gpus.places("org/half", at_once=8)
+
+    def served() -> int:
+        return len(serve_client.model_status(on_gpus.models))
+
+    on_gpus.deploy([{"GPU": 3}])
+    _until(lambda: served() == 2)
+    on_gpus.deploy([{"GPU": 4}])
+    _until(lambda: served() == 4)
+    after = on_gpus.places("org/two", at_once=8) | on_gpus.places("org/half", at_once=8)
+    assert after >= before
