@@ -36,7 +36,11 @@ def find_snapshot(model_id: str, models_dir: Path) -> Path:
         ModelNotFound: with the command that downloads the model.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HFValidationError,
+        IncompleteSnapshotError,
+        LocalEntryNotFoundError,
+    )
 
     remedy = _download_command(model_id, models_dir)
     if not models_dir.is_dir():
@@ -45,6 +49,10 @@ def find_snapshot(model_id: str, models_dir: Path) -> Path:
         )
     try:
         return Path(snapshot_download(model_id, cache_dir=models_dir, local_files_only=True))
+    except IncompleteSnapshotError as error:
+        # Files of the repository are missing, as they should be: downloads with `--include`, such
+        # as those of the Livepeer scripts, leave out what nobody loads.
+        return Path(error.snapshot_path)
     except LocalEntryNotFoundError:
         raise ModelNotFound(f"{model_id} is not in {models_dir}. {remedy}") from None
     except HFValidationError as error:

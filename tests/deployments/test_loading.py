@@ -20,6 +20,7 @@ from deployments.loading import (
 from deployments.text_to_image import TextToImageReplica
 from deployments.tiny_models.repository import write_repository
 from tests.deployments.conftest import TINY_SD, args
+from tests.hub import running_hub
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -163,3 +164,16 @@ def test_a_bundled_safety_checker_is_left_out(tiny_models_dir: Path) -> None:
     pipe = load_pipeline(AutoPipelineForText2Image, snapshot)
     assert isinstance(pipe, StableDiffusionPipeline)
     assert pipe.safety_checker is None
+
+
+def test_a_download_of_some_of_the_files_is_found(tmp_path: Path) -> None:
+    """As `hf download --include` leaves it: beside a listing of all that was not fetched."""
+    from huggingface_hub import snapshot_download
+
+    with running_hub() as hub:
+        hub.add("org/some", {"config.json": b"{}", "model.safetensors": b"0", "model.bin": b"0"})
+        snapshot = snapshot_download(
+            "org/some", cache_dir=tmp_path, endpoint=hub.url, allow_patterns=["*.safetensors"]
+        )
+    assert list(tmp_path.glob("*/trees/*.json"))
+    assert find_snapshot("org/some", tmp_path) == Path(snapshot)
