@@ -13,7 +13,9 @@ from cluster.settings import (
     add_cluster_flags,
     add_flag,
     add_log_flags,
+    add_models_dir_flag,
     add_models_flags,
+    add_ray_address_flag,
     bridge_settings,
     device,
     models_dir,
@@ -65,6 +67,15 @@ def _parser() -> argparse.ArgumentParser:
 
     validate = _command(commands, "validate", _validate, "check an aiModels.json")
     add_models_flags(validate)
+
+    models = commands.add_parser("models", help="fetch models").add_subparsers(
+        title="commands", required=True, metavar="COMMAND"
+    )
+    download = _command(models, "download", _download, "fetch the files of every model")
+    add_models_flags(download)
+    add_models_dir_flag(download)
+    add_ray_address_flag(download)
+    download.add_argument("--all-nodes", action="store_true", help="on every node of the cluster")
 
     orchestrator = _command(
         commands, "orchestrator", _orchestrator, "run a loopback orchestrator, for development"
@@ -135,6 +146,16 @@ def _validate(arguments: argparse.Namespace) -> int:
     from cluster.commands import validate
 
     return validate.run(arguments.ai_models)
+
+
+def _download(arguments: argparse.Namespace) -> int:
+    from cluster.commands import models
+
+    return models.download(
+        arguments.ai_models,
+        models_dir=models_dir(arguments.ai_models_dir),
+        ray_address=arguments.ray_address if arguments.all_nodes else None,
+    )
 
 
 def _orchestrator(arguments: argparse.Namespace) -> int:
