@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     add_bridge_flags(bridge)
     add_log_flags(bridge)
     bridge.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
+    bridge.add_argument("--last-good", type=Path, help=argparse.SUPPRESS)
 
     serve_config = _command(
         commands, "serve-config", _serve_config, "print the config for serve run and serve deploy"
@@ -67,6 +68,13 @@ def _parser() -> argparse.ArgumentParser:
 
     validate = _command(commands, "validate", _validate, "check an aiModels.json")
     add_models_flags(validate)
+
+    apply = _command(
+        commands, "apply", _apply, "deploy an aiModels.json to a running cluster, once"
+    )
+    add_models_flags(apply)
+    add_cluster_flags(apply)
+    add_ray_address_flag(apply)
 
     models = commands.add_parser("models", help="fetch models").add_subparsers(
         title="commands", required=True, metavar="COMMAND"
@@ -128,6 +136,7 @@ def _bridge(arguments: argparse.Namespace) -> int:
         bridge_settings(arguments),
         log_json=arguments.log_json,
         supervised=arguments.supervised,
+        last_good=arguments.last_good,
     )
 
 
@@ -146,6 +155,18 @@ def _validate(arguments: argparse.Namespace) -> int:
     from cluster.commands import validate
 
     return validate.run(arguments.ai_models)
+
+
+def _apply(arguments: argparse.Namespace) -> int:
+    from cluster.commands import apply
+
+    return apply.run(
+        arguments.ai_models,
+        ray_address=arguments.ray_address,
+        models_dir=models_dir(arguments.ai_models_dir),
+        device=device(arguments.device),
+        autoscaler_gpus=arguments.autoscaler_gpus,
+    )
 
 
 def _download(arguments: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from cluster.ai_models import AIModel, ModelKey
 from cluster.placement import Placement, Room, Served
 from cluster.scaling import LOOK_BACK_S, REPORT_S, Scaler
 from deployments.model_args import DEPLOYMENT, ModelArgs
+from deployments.registry import PIPELINES
 
 POLICY = f"{__name__}:{Scaler.__name__}"
 """Serve pickles by value what the module that is named here defines, and all scalers have to be
@@ -26,6 +27,14 @@ def app_name(key: ModelKey) -> str:
     Different models get different names: a Hugging Face id has one slash and never `--`.
     """
     return f"{key.pipeline}--{key.model_id.replace('/', '--')}"
+
+
+def model_of(name: str) -> ModelKey | None:
+    """The model of an application; None for one that is not ours."""
+    pipeline, _, model_id = name.partition("--")
+    if pipeline not in PIPELINES or not model_id:
+        return None
+    return ModelKey(pipeline, model_id.replace("--", "/"))
 
 
 def on_ray(models: Sequence[AIModel]) -> tuple[AIModel, ...]:

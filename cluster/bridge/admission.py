@@ -42,6 +42,10 @@ class Admission:
         for key in self._waiting:
             self._hand_out(key)
 
+    def slots(self, key: ModelKey) -> int:
+        """How many a model has."""
+        return self._capacity.slots(key)
+
     @asynccontextmanager
     async def slot(self, key: ModelKey) -> AsyncIterator[None]:
         """Holds one slot of the model.

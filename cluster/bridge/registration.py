@@ -30,6 +30,7 @@ from cluster.bridge.address import Address
 from cluster.bridge.capabilities import capabilities
 from cluster.bridge.job import Job
 from cluster.bridge.peer import Peer
+from cluster.bridge.state import RegistrationState
 from cluster.bridge.stream import Stream, ended, open_stream
 from cluster.capacity import Capacity
 from cluster.errors import InvalidSecret, RegistrationError
@@ -89,8 +90,21 @@ class WorkerRegistration:
         self._streams: list[Stream] = []
         self._leaving: set[asyncio.Task[None]] = set()
         self._last_peer: Peer | None = None
+        self._problem = ""
         self._hardware: list[pb.HardwareInformation] = []
         self._asking: asyncio.Task[None] | None = None
+
+    @property
+    def state(self) -> RegistrationState:
+        """Where this registration stands now."""
+        registered = any(not stream.reader.done() for stream in self._streams)
+        return RegistrationState(
+            orchestrator=self._address.url,
+            registered=registered,
+            detail=self._problem or ("" if self._wanted else "no capacity to offer"),
+            certificate=self._last_peer.fingerprint if self._last_peer else "",
+            advertised=self._told or Capacity(),
+        )
 
     def announce(self, capacity: Capacity) -> None:
         """Makes this the capacity that the orchestrator knows; nothing means not registered."""
@@ -117,6 +131,7 @@ class WorkerRegistration:
                 except RegistrationError as error:
                     if self._was_healthy():
                         failures = 0
+                    self._problem = str(error)
                     await self._forget_ended()
                     pause_s = backoff_s(failures)
                     failures += 1
@@ -145,7 +160,7 @@ class WorkerRegistration:
         else:
             self._leave(self._streams)
             self._streams = [stream]
-        self._told, self._last_peer = wanted, stream.peer
+        self._told, self._last_peer, self._problem = wanted, stream.peer, ""
         logger.info(
             "registered with %s (certificate %s): %s",
             self._address,

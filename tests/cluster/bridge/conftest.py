@@ -75,6 +75,7 @@ class SteeredBackend:
 class Running:
     """A running bridge."""
 
+    bridge: Bridge
     backend: SteeredBackend
     registration: WorkerRegistration
     stop: asyncio.Event
@@ -137,6 +138,7 @@ async def running(
         )
         try:
             yield Running(
+                bridge=bridge,
                 backend=backend,
                 registration=registration,
                 stop=stop,
