@@ -16,9 +16,11 @@ from cluster.settings import (
     add_models_dir_flag,
     add_models_flags,
     add_ray_address_flag,
+    add_state_listen_flag,
     bridge_settings,
     device,
     models_dir,
+    state_listen,
 )
 
 Handler = Callable[[argparse.Namespace], int]
@@ -75,6 +77,12 @@ def _parser() -> argparse.ArgumentParser:
     add_models_flags(apply)
     add_cluster_flags(apply)
     add_ray_address_flag(apply)
+
+    status = _command(commands, "status", _status, "show models, nodes and registrations")
+    add_ray_address_flag(status)
+    add_state_listen_flag(status)
+    status.add_argument("--json", action="store_true", help="as one JSON object")
+    status.add_argument("--watch", action="store_true", help="again every two seconds")
 
     models = commands.add_parser("models", help="fetch models").add_subparsers(
         title="commands", required=True, metavar="COMMAND"
@@ -166,6 +174,17 @@ def _apply(arguments: argparse.Namespace) -> int:
         models_dir=models_dir(arguments.ai_models_dir),
         device=device(arguments.device),
         autoscaler_gpus=arguments.autoscaler_gpus,
+    )
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from cluster.commands import status
+
+    return status.run(
+        ray_address=arguments.ray_address,
+        bridge=state_listen(arguments.state_listen),
+        as_json=arguments.json,
+        watch=arguments.watch,
     )
 
 
