@@ -155,7 +155,7 @@ async def running_rig(pixels: NDArray[np.uint8]) -> AsyncIterator[Rig]:
     secret = secrets.token_hex(16)
     finished: asyncio.Queue[tuple[JobRecord, Timing]] = asyncio.Queue()
     delivery = _TimedDelivery(secret=SecretStr(secret))
-    async with programs.orchestrator(secret=secret) as url, Inputs() as inputs, delivery:
+    async with programs.orchestrator(secret=secret) as orchestrator, Inputs() as inputs, delivery:
         bridge = Bridge(
             backends={
                 OURS: RayBackend(),
@@ -168,7 +168,7 @@ async def running_rig(pixels: NDArray[np.uint8]) -> AsyncIterator[Rig]:
             on_finished=lambda record: finished.put_nowait((record, delivery.timing(record))),
         )
         registration = WorkerRegistration(
-            address=Address.parse(url),
+            address=Address.parse(orchestrator.url),
             secret=SecretStr(secret),
             version=NEWEST_KNOWN_VERSION,
             on_job=bridge.accept,
@@ -179,7 +179,7 @@ async def running_rig(pixels: NDArray[np.uint8]) -> AsyncIterator[Rig]:
         )
         try:
             connector = aiohttp.TCPConnector(ssl=False)  # the certificate is seconds old
-            async with aiohttp.ClientSession(url, connector=connector) as gateway:
+            async with aiohttp.ClientSession(orchestrator.url, connector=connector) as gateway:
                 await _registered(gateway, working)
                 yield Rig(gateway=gateway, finished=finished)
         finally:
@@ -212,7 +212,7 @@ class _TimedDelivery(Delivery):
 async def _snapshots() -> AsyncIterator[Capacity]:
     """What the cluster can do, as in the real bridge, and the imitation beside it."""
     imitation = ModelCapacity(slots=SLOTS, warm=True)
-    watch = CapacityWatch(models=(MODEL,), read_status=lambda: serve_client.model_status((MODEL,)))
+    watch = CapacityWatch(models=(MODEL,), read_status=serve_client.model_status)
     async for capacity in watch.snapshots():
         yield Capacity(models={**capacity.models, REFERENCE: imitation})
 

@@ -44,7 +44,7 @@ def read_entries(source: str | os.PathLike[str]) -> RawEntries:
     text = os.fspath(source)
     if not text.strip():
         raise AIModelsError([f"no AI models given: name a file, or models as {SHORT_FORM}"])
-    if isinstance(source, str) and _is_short_form(text):
+    if isinstance(source, str) and is_short_form(text):
         entries = [_short_entry(item.strip()) for item in text.split(",")]
         return RawEntries(
             entries=entries, source=text, label="short form (pipeline:model_id:warm,...)"
@@ -58,8 +58,11 @@ def kind(value: object) -> str:
     return _KINDS.get(type(value), "a number or boolean")
 
 
-def _is_short_form(text: str) -> bool:
-    """Model ids have slashes too, so the colon tells; as in Go, a file that exists wins."""
+def is_short_form(text: str) -> bool:
+    """Whether this names models rather than a file.
+
+    Model ids have slashes too, so the colon tells; as in Go, a file that exists wins.
+    """
     if ":" not in text or text.endswith(".json") or text.startswith(("~", "/", ".")):
         return False
     try:

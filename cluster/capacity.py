@@ -1,9 +1,10 @@
 """What the cluster can do now: a snapshot of slots per model, and the watch that yields them."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cluster.ai_models import AIModel, ModelKey
 from cluster.cold import Activity, Scaling, cold_replicas
@@ -12,11 +13,16 @@ logger = logging.getLogger(__name__)
 
 REBUILD_S = 5.0
 """How long an application may look empty before we believe it. While Serve rebuilds one, its
-deployments are missing from the status for up to 2.7 s (measured, Ray 2.60)."""
+deployments are missing from the status for up to 2.7 s (measured, Ray 2.60); after a restart of
+its controller the replicas have to be found again."""
 
 SILENCE_S = 60.0
 """How long Serve may say nothing before its models count as gone. Replicas outlive their
 controller, and Ray restarts it within seconds."""
+
+INTERVAL_S = 0.5
+"""Between two looks at Serve, of 6 ms each in its controller. Long polling, which Serve has for
+its own proxies, would notice a change 0.25 s earlier on average and is a private API."""
 
 FAILED = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
 
@@ -32,7 +38,7 @@ class ModelStatus:
     running: int = 0
     """Replicas that take requests."""
     rebuilding: bool = False
-    """The application exists and shows no deployment: for a moment, during a rebuild."""
+    """For a moment the application does not show what runs: see `REBUILD_S`."""
     replicas: frozenset[tuple[str, str]] = field(default_factory=frozenset)
     """The running ones: names of their actors and ids of their nodes."""
     scaling: Scaling | None = None
@@ -63,6 +69,17 @@ class Capacity:
         """Slots of one model, 0 for one that is not served."""
         model = self.models.get(key)
         return model.slots if model else 0
+
+    def growth_over(self, other: "Capacity") -> "Capacity | None":
+        """What to add to another capacity to get this one; None where it takes more than adding."""
+        added: dict[ModelKey, ModelCapacity] = {}
+        for key, model in self.models.items():
+            before = other.models.get(key, replace(model, slots=0))
+            if replace(before, slots=model.slots) != model or before.slots > model.slots:
+                return None
+            if model.slots > before.slots:
+                added[key] = replace(model, slots=model.slots - before.slots)
+        return Capacity(models=added) if other.models.keys() <= self.models.keys() else None
 
     def __bool__(self) -> bool:
         return bool(self.models)
@@ -116,49 +133,75 @@ class CapacityWatch:
         self,
         *,
         models: Sequence[AIModel],
-        read_status: Callable[[], Mapping[ModelKey, ModelStatus]],
-        interval_s: float = 1.0,
+        read_status: Callable[[Sequence[AIModel]], Mapping[ModelKey, ModelStatus]],
+        interval_s: float = INTERVAL_S,
         in_flight: Callable[[], Mapping[ModelKey, int]] = dict,
     ) -> None:
         """Takes the models and how to ask Serve for them.
 
         Args:
             models: the configured models.
-            read_status: blocking; the status per model, run in a thread.
+            read_status: blocking; the status of those of the models that Serve knows, run in a
+                thread.
             interval_s: between two looks.
             in_flight: the jobs of each model.
         """
-        self._models = models
+        self._models = tuple(models)
         self._read_status = read_status
         self._interval_s = interval_s
         self._activity = Activity(in_flight)
+        self._configured = asyncio.Event()
         self._status: dict[ModelKey, ModelStatus] = {}
         self._silent_since: float | None = None
         self._rebuilding_since: dict[ModelKey, float] = {}
         self._said: dict[ModelKey, str] = {}
 
+    def configure(self, models: Sequence[AIModel]) -> None:
+        """Replaces the configured models; to be called in the event loop.
+
+        The next snapshot follows at once. What is known of models that stay is kept; models that
+        go are forgotten, and with them their capacity.
+        """
+        self._models = tuple(models)
+        keys = {model.key for model in models}
+        for known in (self._status, self._rebuilding_since, self._said):
+            for key in known.keys() - keys:
+                del known[key]
+        self._configured.set()
+
     async def snapshots(self) -> AsyncIterator[Capacity]:
         """Yields the capacity now and then every change, for ever."""
         last: Capacity | None = None
         while True:
+            self._configured.clear()
             capacity = await self._look()
             if capacity != last:
                 last = capacity
                 yield capacity
-            await asyncio.sleep(self._interval_s)
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """Waits until it is time to look again, or something was configured."""
+        # Not wait_for: in Python 3.11 it can swallow a cancellation, and with it the end.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._interval_s):
+                await self._configured.wait()
 
     async def _look(self) -> Capacity:
         now = asyncio.get_running_loop().time()
+        models = self._models
         try:
-            status = await asyncio.to_thread(self._read_status)
+            status = await asyncio.to_thread(self._read_status, models)
         except Exception as error:  # noqa: BLE001 - whatever Ray raises while it restarts
             self._silence(error, now)
         else:
             if self._silent_since is not None:
                 logger.info("Serve answers again")
             self._silent_since = None
-            for model in self._models:
-                self._see(model.key, status.get(model.key), now)
+            # Models that were configured meanwhile were not asked for: theirs is the next look.
+            for model in models:
+                if model in self._models:
+                    self._see(model.key, status.get(model.key), now)
         return capacity_of(self._models, self._status, self._activity.at_work(now))
 
     def _silence(self, error: Exception, now: float) -> None:

@@ -13,10 +13,14 @@ from cluster.settings import (
     add_cluster_flags,
     add_flag,
     add_log_flags,
+    add_models_dir_flag,
     add_models_flags,
+    add_ray_address_flag,
+    add_state_listen_flag,
     bridge_settings,
     device,
     models_dir,
+    state_listen,
 )
 
 Handler = Callable[[argparse.Namespace], int]
@@ -56,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     add_bridge_flags(bridge)
     add_log_flags(bridge)
     bridge.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
+    bridge.add_argument("--last-good", type=Path, help=argparse.SUPPRESS)
 
     serve_config = _command(
         commands, "serve-config", _serve_config, "print the config for serve run and serve deploy"
@@ -65,6 +70,28 @@ def _parser() -> argparse.ArgumentParser:
 
     validate = _command(commands, "validate", _validate, "check an aiModels.json")
     add_models_flags(validate)
+
+    apply = _command(
+        commands, "apply", _apply, "deploy an aiModels.json to a running cluster, once"
+    )
+    add_models_flags(apply)
+    add_cluster_flags(apply)
+    add_ray_address_flag(apply)
+
+    status = _command(commands, "status", _status, "show models, nodes and registrations")
+    add_ray_address_flag(status)
+    add_state_listen_flag(status)
+    status.add_argument("--json", action="store_true", help="as one JSON object")
+    status.add_argument("--watch", action="store_true", help="again every two seconds")
+
+    models = commands.add_parser("models", help="fetch models").add_subparsers(
+        title="commands", required=True, metavar="COMMAND"
+    )
+    download = _command(models, "download", _download, "fetch the files of every model")
+    add_models_flags(download)
+    add_models_dir_flag(download)
+    add_ray_address_flag(download)
+    download.add_argument("--all-nodes", action="store_true", help="on every node of the cluster")
 
     orchestrator = _command(
         commands, "orchestrator", _orchestrator, "run a loopback orchestrator, for development"
@@ -123,6 +150,7 @@ def _bridge(arguments: argparse.Namespace) -> int:
         bridge_settings(arguments),
         log_json=arguments.log_json,
         supervised=arguments.supervised,
+        last_good=arguments.last_good,
     )
 
 
@@ -141,6 +169,39 @@ def _validate(arguments: argparse.Namespace) -> int:
     from cluster.commands import validate
 
     return validate.run(arguments.ai_models)
+
+
+def _apply(arguments: argparse.Namespace) -> int:
+    from cluster.commands import apply
+
+    return apply.run(
+        arguments.ai_models,
+        ray_address=arguments.ray_address,
+        models_dir=models_dir(arguments.ai_models_dir),
+        device=device(arguments.device),
+        autoscaler_gpus=arguments.autoscaler_gpus,
+    )
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from cluster.commands import status
+
+    return status.run(
+        ray_address=arguments.ray_address,
+        bridge=state_listen(arguments.state_listen),
+        as_json=arguments.json,
+        watch=arguments.watch,
+    )
+
+
+def _download(arguments: argparse.Namespace) -> int:
+    from cluster.commands import models
+
+    return models.download(
+        arguments.ai_models,
+        models_dir=models_dir(arguments.ai_models_dir),
+        ray_address=arguments.ray_address if arguments.all_nodes else None,
+    )
 
 
 def _orchestrator(arguments: argparse.Namespace) -> int:

@@ -1,8 +1,12 @@
-"""The process that puts the models on the cluster and, where there is no cluster, is the local one.
+"""The process that keeps the cluster's models those of the aiModels.json.
 
 `python -m cluster.deployer` prints one JSON line, `{"ray_address": ..., "local": ...}`, once the
-models are handed to Serve; they load after that. A local cluster lives as long as this process,
-which ends with its stdin: so nothing outlives the supervisor, however that one ends.
+models are handed to Serve; they load after that. Then it follows the file and the cluster
+(`cluster.reconcile`) until its supervisor ends or tells it to. Where there is no cluster it is
+the local one, which lives as long as this process.
+
+It is a Ray driver, so it is terminated when the cluster's GCS is away for a minute. Nothing is
+lost with it: the next one compares the same file with the same cluster.
 """
 
 import argparse
@@ -12,42 +16,48 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 
 import ray
 
 from cluster import logs, serve_client
-from cluster.ai_models import load_ai_models
+from cluster.ai_models_watch import LOOK_S, AIModelsWatch
 from cluster.errors import ClusterUnreachable, ConfigError
-from cluster.placement import UNBOUNDED, place
-from cluster.serve_config import on_ray, serve_config
+from cluster.reconcile import Reconciler
 from cluster.settings import (
     EXIT_CONFIG,
     EXIT_NO_CLUSTER,
-    Device,
     add_cluster_flags,
     add_models_flags,
     device,
     models_dir,
 )
-from cluster.supervised import when_the_supervisor_ends
-from cluster.supply import autoscaler_most, supply
+from cluster.supervised import listen_to_the_supervisor
+from cluster.supply import autoscaler_most
 
 logger = logging.getLogger("cluster.deployer")
 
+LAST_STEP_S = 5.0
+"""For a step that has begun when we are to end; it takes milliseconds."""
+
 
 def main() -> int:
-    """Deploys, says where, and stays if the cluster is its own. Returns the exit status."""
+    """Deploys, says where, and keeps it so. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="cluster.deployer")
     parser.add_argument("--ray-address", required=True)
+    parser.add_argument("--last-good", type=Path)
     parser.add_argument("--log-json", action="store_true")
     add_models_flags(parser)
     add_cluster_flags(parser)
     arguments = parser.parse_args()
     logs.configure(as_json=arguments.log_json)
     try:
-        served = on_ray(load_ai_models(arguments.ai_models).models)
-        wanted, directory = device(arguments.device), models_dir(arguments.ai_models_dir)
-        most = autoscaler_most(arguments.autoscaler_gpus)
+        watch = AIModelsWatch(arguments.ai_models, last_good=arguments.last_good)
+        reconciler = Reconciler(
+            models_dir=models_dir(arguments.ai_models_dir),
+            device=device(arguments.device),
+            most=autoscaler_most(arguments.autoscaler_gpus),
+        )
         local = _join(arguments.ray_address)
     except ConfigError as error:
         logger.error("%s", error)  # noqa: TRY400 - a setting is wrong, not the program
@@ -55,25 +65,51 @@ def main() -> int:
     except ClusterUnreachable as error:
         logger.error("%s", error)  # noqa: TRY400 - as above
         return EXIT_NO_CLUSTER
-    available = supply(serve_client.node_resources(), most)
-    gpus = wanted.gpus(available.gpus)
-    if not gpus and wanted is Device.AUTO:
-        logger.warning(
-            "the cluster has no GPU, so models run on its CPUs; where GPU machines join later, "
-            "say --device gpu"
-        )
-    # With --device gpu and no GPU yet, replicas wait for the first machine that has some.
-    bounded = gpus and available.gpus > 0
-    placement = place(served, supply=available if bounded else UNBOUNDED)
-    for lacking in placement.lacking:
-        logger.warning("%s", lacking)
-    serve_client.deploy(serve_config(placement, models_dir=directory, gpus=gpus))
+    reconciler.step(watch.current.models)
     address = ray.get_runtime_context().gcs_address
     print(json.dumps({"ray_address": address, "local": local}), flush=True)
+    again, end = threading.Event(), threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: end.set())
+    signal.signal(signal.SIGHUP, lambda *_: again.set())
+    listen_to_the_supervisor(read_again=again.set, end=end.set)
+    keeping = threading.Thread(
+        target=_keep, args=(watch, reconciler), kwargs={"again": again, "end": end}, daemon=True
+    )
+    keeping.start()
+    end.wait()
+    again.set()
+    # A call to a cluster that is away takes its time, and the end does not wait for it.
+    keeping.join(timeout=LAST_STEP_S)
     if local:
-        _until_the_supervisor_ends()
-    ray.shutdown()
+        ray.shutdown()
     return 0
+
+
+def _keep(
+    watch: AIModelsWatch, reconciler: Reconciler, *, again: threading.Event, end: threading.Event
+) -> None:
+    """Goes on until the end, and brings it about when it fails: then we are started again."""
+    silent = False
+    try:
+        while True:
+            asked = again.wait(LOOK_S)
+            again.clear()
+            if end.is_set():
+                return
+            watch.look(again=asked)
+            try:
+                reconciler.step(watch.current.models, retry_failed=asked)
+            except Exception as error:  # noqa: BLE001 - whatever Ray raises while it restarts
+                if not silent:
+                    logger.warning("the cluster does not answer (%s)", type(error).__name__)
+                silent = True
+            else:
+                if silent:
+                    logger.info("the cluster answers again")
+                silent = False
+    finally:
+        end.set()
 
 
 def _join(address: str) -> bool:
@@ -94,16 +130,8 @@ def _join(address: str) -> bool:
     return True
 
 
-def _until_the_supervisor_ends() -> None:
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
-    when_the_supervisor_ends(ended.set)
-    ended.wait()
-
-
 if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
-    # The stdin thread may still be in its read, which would hold up the interpreter's end.
+    # Other threads may be in the middle of a call, which would hold up the interpreter's end.
     os._exit(status)

@@ -16,6 +16,7 @@
     ├── ConfigError                       the operator has to change something; exit status 2
     │   └── AIModelsError                   .problems
     ├── ClusterUnreachable                no Ray cluster; exit status 4, worth another try
+    ├── DownloadFailed                    a model that could not be fetched
     └── RegistrationError                 this attempt to register failed; retried unless fatal
         ├── OrchestratorUnreachable
         ├── OrchestratorRefused             the stream was ended without a word
@@ -46,6 +47,7 @@ __all__ = [
     "ClusterUnreachable",
     "ConfigError",
     "DeadlinePassed",
+    "DownloadFailed",
     "FingerprintMismatch",
     "InferenceFailed",
     "InsufficientCapacity",
@@ -123,6 +125,10 @@ class AIModelsError(ConfigError):
 
 class ClusterUnreachable(LivepeerRayError):
     """There is no Ray cluster, or it does not let us in. It may be restarting."""
+
+
+class DownloadFailed(LivepeerRayError):
+    """A model could not be fetched from the hub."""
 
 
 class RegistrationError(LivepeerRayError):

@@ -6,6 +6,7 @@ import os
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.errors import LivepeerRayError
@@ -50,9 +51,17 @@ async def end(process: Process) -> None:
         await process.wait()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orchestrator:
+    """A running loopback orchestrator."""
+
+    url: str
+    pid: int
+
+
 @contextlib.asynccontextmanager
-async def orchestrator(*, secret: str, log: Path | None = None) -> AsyncIterator[str]:
-    """Runs a loopback orchestrator on a free port of this machine; yields its url.
+async def orchestrator(*, secret: str, log: Path | None = None) -> AsyncIterator[Orchestrator]:
+    """Runs a loopback orchestrator on a free port of this machine.
 
     Raises:
         ProgramFailed: it does not start.
@@ -70,6 +79,6 @@ async def orchestrator(*, secret: str, log: Path | None = None) -> AsyncIterator
         url = next((word for word in words if word.startswith("https://")), None)
         if url is None:
             raise ProgramFailed("the loopback orchestrator did not start")
-        yield url
+        yield Orchestrator(url=url, pid=process.pid)
     finally:
         await end(process)

@@ -8,7 +8,8 @@ may be off or dead while the cluster works. Ray is pinned for it.
 import logging
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -20,6 +21,7 @@ from ray.serve._private.api import serve_start
 from ray.serve.config import gRPCOptions
 from ray.serve.context import _disconnect, _get_global_client
 from ray.serve.schema import ServeDeploySchema
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.ai_models import AIModel, ModelKey
 from cluster.capacity import ModelStatus
@@ -98,9 +100,24 @@ def start_local() -> None:
     )
 
 
+@contextmanager
+def reachable() -> Iterator[None]:
+    """For commands that cannot wait for a cluster to come back.
+
+    Raises:
+        ClusterUnreachable: in place of what Ray raises.
+    """
+    try:
+        yield
+    except RayError as error:
+        raise ClusterUnreachable(
+            f"the Ray cluster does not answer ({type(error).__name__}); it may be restarting"
+        ) from error
+
+
 def node_resources() -> list[dict[str, float]]:
     """Ray's resources of each machine that is alive."""
-    return [node["Resources"] for node in _nodes() if node["Alive"]]
+    return [node["Resources"] for node in nodes()]
 
 
 def deploy(config: Mapping[str, Any]) -> None:
@@ -116,7 +133,7 @@ def deploy(config: Mapping[str, Any]) -> None:
     )
     names = {application.name for application in schema.applications}
     for name in sorted(details()["applications"].keys() - names):
-        logger.warning("removing the application %s: it is not in this aiModels.json", name)
+        logger.warning("removing the application %s", name)
     client.deploy_apps(schema)
 
 
@@ -139,14 +156,44 @@ def details() -> dict[str, Any]:
     return document
 
 
-def model_status(models: tuple[AIModel, ...]) -> dict[ModelKey, ModelStatus]:
+def model_status(models: Sequence[AIModel]) -> dict[ModelKey, ModelStatus]:
     """The status of each configured model that Serve knows."""
     applications = details()["applications"]
     return {
-        model.key: _status(applications[name])
+        model.key: application_status(applications[name])
         for model in models
         if (name := app_name(model.key)) in applications
     }
+
+
+def nodes() -> list[dict[str, Any]]:
+    """Those machines of Ray's table that are alive, each with NodeID, Resources and more."""
+    return [node for node in _nodes() if node["Alive"]]
+
+
+def on_every_node(
+    work: Callable[..., Any], *arguments: Any, **named: Any
+) -> Iterator[tuple[str, Any]]:
+    """Runs a function once on each machine of the cluster, at the same time on all.
+
+    Yields:
+        The machine's address and what the function returned there, in the order in which they
+        finish; the exception where it did not.
+    """
+    task = ray.remote(num_cpus=0)(work)
+    running = {
+        task.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
+        ).remote(*arguments, **named): node
+        for node in nodes()
+    }
+    while running:
+        (done,), _ = ray.wait(list(running))
+        address = str(running.pop(done)["NodeManagerAddress"])
+        try:
+            yield address, ray.get(done)
+        except RayError as error:
+            yield address, error
 
 
 def _nodes() -> list[dict[str, Any]]:
@@ -155,7 +202,13 @@ def _nodes() -> list[dict[str, Any]]:
     return table
 
 
-def _status(application: Mapping[str, Any]) -> ModelStatus:
+def application_status(application: Mapping[str, Any]) -> ModelStatus:
+    """One application out of Serve's document.
+
+    Only RUNNING replicas count. One whose node is being drained (PENDING_MIGRATION) still
+    answers and is about to go, and one that is RECOVERING belongs to a controller that was
+    restarted and has not looked at it yet: Serve itself keeps to what it knew until it has.
+    """
     deployment = application["deployments"].get(DEPLOYMENT)
     if deployment is None:
         return ModelStatus(
@@ -163,13 +216,17 @@ def _status(application: Mapping[str, Any]) -> ModelStatus:
             message=_reason(application["message"]),
             rebuilding=_text(application["status"]) == "DEPLOYING",
         )
+    states = [_text(replica["state"]) for replica in deployment["replicas"]]
     running = [
-        replica for replica in deployment["replicas"] if _text(replica["state"]) == "RUNNING"
+        replica
+        for state, replica in zip(states, deployment["replicas"], strict=True)
+        if state == "RUNNING"
     ]
     return ModelStatus(
         state=_text(application["status"]),
         message=_reason(deployment["message"] or application["message"]),
         running=len(running),
+        rebuilding="RECOVERING" in states,
         replicas=frozenset((replica["actor_name"], replica["node_id"]) for replica in running),
         scaling=Scaling.read(deployment, running=len(running)),
     )

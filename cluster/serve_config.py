@@ -32,6 +32,14 @@ def app_name(key: ModelKey) -> str:
     return f"{key.pipeline}--{key.model_id.replace('/', '--')}"
 
 
+def model_of(name: str) -> ModelKey | None:
+    """The model of an application; None for one that is not ours."""
+    pipeline, _, model_id = name.partition("--")
+    if pipeline not in PIPELINES or not model_id:
+        return None
+    return ModelKey(pipeline, model_id.replace("--", "/"))
+
+
 def on_ray(models: Sequence[AIModel]) -> tuple[AIModel, ...]:
     """The models that this cluster runs itself: those without the url of a container."""
     return tuple(model for model in models if not model.url)

@@ -36,6 +36,8 @@ DEADLINE_S = 540.0
 
 GRACE_S = 120.0
 
+STATE_LISTEN = "127.0.0.1:4935"
+
 
 class Device(StrEnum):
     """Where models run."""
@@ -62,6 +64,8 @@ class BridgeSettings:
     advertise_version: str
     deadline_s: float
     grace_s: float
+    state_listen: tuple[str, int] | None
+    """Where the bridge tells its state; None for nowhere."""
 
     def environment(self) -> dict[str, str]:
         """These settings as variables for a child, which keeps the secret off command lines."""
@@ -74,6 +78,7 @@ class BridgeSettings:
             "ADVERTISE_VERSION": self.advertise_version,
             "DEADLINE_S": str(self.deadline_s),
             "GRACE_S": str(self.grace_s),
+            "STATE_LISTEN": host_port(self.state_listen) if self.state_listen else "none",
         }
         return {ENVIRONMENT_PREFIX + name: value for name, value in values.items()}
 
@@ -106,14 +111,19 @@ def add_models_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds `--ai-models-dir`, `--device` and `--autoscaler-gpus`: how models are served."""
+def add_models_dir_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds `--ai-models-dir`."""
     add_flag(
         parser,
         "--ai-models-dir",
         default=DEFAULT_MODELS_DIR,
         help="Hugging Face cache with the models, at the same path on every node",
     )
+
+
+def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds `--ai-models-dir`, `--device` and `--autoscaler-gpus`: how models are served."""
+    add_models_dir_flag(parser)
     add_flag(
         parser,
         "--device",
@@ -138,14 +148,29 @@ def add_log_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_bridge_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds what `bridge_settings` reads."""
+def add_ray_address_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds `--ray-address`."""
     add_flag(
         parser,
         "--ray-address",
         default="auto",
         help="HOST:PORT of the cluster, or auto for the one on this machine",
     )
+
+
+def add_state_listen_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds `--state-listen`."""
+    add_flag(
+        parser,
+        "--state-listen",
+        default=STATE_LISTEN,
+        help="HOST:PORT on which the bridge tells its state, or none",
+    )
+
+
+def add_bridge_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds what `bridge_settings` reads."""
+    add_ray_address_flag(parser)
     add_flag(parser, "--orch-addr", help="HOST:PORT of the orchestrator")
     add_flag(
         parser,
@@ -168,6 +193,7 @@ def add_bridge_flags(parser: argparse.ArgumentParser) -> None:
     add_flag(
         parser, "--grace-s", default=f"{GRACE_S:g}", help="seconds for running jobs at the end"
     )
+    add_state_listen_flag(parser)
 
 
 def bridge_settings(arguments: argparse.Namespace) -> BridgeSettings:
@@ -187,7 +213,36 @@ def bridge_settings(arguments: argparse.Namespace) -> BridgeSettings:
         advertise_version=_version(arguments.advertise_version),
         deadline_s=_seconds("--deadline-s", arguments.deadline_s, minimum_s=1),
         grace_s=_seconds("--grace-s", arguments.grace_s, minimum_s=0),
+        state_listen=state_listen(arguments.state_listen),
     )
+
+
+def state_listen(value: str) -> tuple[str, int] | None:
+    """Reads `--state-listen`.
+
+    Raises:
+        ConfigError: it is neither none nor an address.
+    """
+    return None if value == "none" else listen_address("--state-listen", value)
+
+
+def listen_address(flag: str, value: str) -> tuple[str, int]:
+    """Reads `HOST:PORT` or `[V6]:PORT`.
+
+    Raises:
+        ConfigError: for an address that nothing can listen on.
+    """
+    host, _, port = value.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"{flag} {value!r} is not HOST:PORT")
+    return host, int(port)
+
+
+def host_port(address: tuple[str, int]) -> str:
+    """Writes what `listen_address` reads."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def models_dir(value: str) -> Path:

@@ -112,6 +112,10 @@ class Bridge:
         self._running: set[asyncio.Task[Completed[Result] | Stream]] = set()
         self._streams: set[Stream] = set()
 
+    def serve(self, backends: Mapping[ModelKey, Backend]) -> None:
+        """Takes other models. Jobs that run go on."""
+        self._backends = backends
+
     @property
     def in_flight(self) -> Mapping[ModelKey, int]:
         """Jobs that hold a slot, by model."""
@@ -122,6 +126,10 @@ class Bridge:
         task = asyncio.create_task(self._handle(job), name=str(job))
         self._jobs.add(task)
         task.add_done_callback(self._jobs.discard)
+
+    def slots(self, key: ModelKey) -> int:
+        """How many jobs a model takes at once."""
+        return self._admission.slots(key)
 
     async def run(
         self,
@@ -195,7 +203,7 @@ class Bridge:
         """Returns the answer; None for a stream, which was sent while it held its slot."""
         work = read_work(job, self._backends)
         record.model_id = work.key.model_id
-        with self._admission.slot(work.key):
+        async with self._admission.slot(work.key):
             completed = await self._in_time(self._run(work, job), job)
             if isinstance(completed, Stream):
                 await self._relay(completed, job, record)

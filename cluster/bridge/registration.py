@@ -1,24 +1,36 @@
 """Being a remote AI worker: announce capacity, take jobs, leave.
 
 One gRPC call stands for one registration; the orchestrator sends jobs down its stream and
-learns our capacity from its request only. So a change of capacity is a new call: the new
-stream is opened first and the old one closed after it, and jobs of the old one are still
-answered, for they are matched by task id alone (go-livepeer, core/ai_orchestrator.go).
+learns our capacity from its request only. So a change of capacity is a new call, and there are
+two ways (go-livepeer, core/ai_orchestrator.go):
+
+- More of it is registered by a second stream with what came on top. Nothing is closed, so
+  nothing can be lost, and the orchestrator goes on counting the jobs that it has out. When a few
+  of these have come together, or no job has come for a while, one stream takes their place.
+- Less of it takes a new stream with the whole, and the old ones are left once it stands. Jobs
+  of theirs are still answered, for they are matched by task id alone; but the orchestrator
+  forgets them when it counts. Until they are done it may send more than there is, which
+  admission keeps for a moment. That is why not every change is made this way.
+
+One stream per model would let a change of one model leave the others' streams alone; it would
+also be a TLS connection per model, and a worker per model in the orchestrator's log.
 """
 
 import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from pydantic import SecretStr
 
+from cluster.ai_models import ModelKey
 from cluster.bridge.address import Address
 from cluster.bridge.capabilities import capabilities
 from cluster.bridge.job import Job
 from cluster.bridge.peer import Peer
+from cluster.bridge.state import RegistrationState
 from cluster.bridge.stream import Stream, ended, open_stream
 from cluster.capacity import Capacity
 from cluster.errors import InvalidSecret, RegistrationError
@@ -32,8 +44,14 @@ HEALTHY_S = 30.0
 """A registration that stood this long was no failure: the next pause is short again."""
 
 COALESCE_S = 0.5
-"""Changes of capacity within this time are one re-registration. Each one has a moment in which
-the orchestrator may still send a job down the old stream, so they should be few."""
+"""Changes of capacity within this time are one re-registration."""
+
+MAX_STREAMS, IDLE_S = 8, 30.0
+"""So many registrations at most, and one alone after so long without a job."""
+
+HARDWARE_FIRST_S, HARDWARE_S = 5.0, 0.5
+"""For asking all nodes for their GPUs, at the first time and later: it is information only, and
+capacity should not wait for it."""
 
 
 class WorkerRegistration:
@@ -66,9 +84,27 @@ class WorkerRegistration:
         self._pin = pin
         self._read_hardware = read_hardware
         self._wanted = Capacity()
+        self._told: Capacity | None = Capacity()
+        """What the streams advertise together; None where that has to be said anew."""
         self._changed = asyncio.Event()
-        self._stream: Stream | None = None
+        self._streams: list[Stream] = []
+        self._leaving: set[asyncio.Task[None]] = set()
         self._last_peer: Peer | None = None
+        self._problem = ""
+        self._hardware: list[pb.HardwareInformation] = []
+        self._asking: asyncio.Task[None] | None = None
+
+    @property
+    def state(self) -> RegistrationState:
+        """Where this registration stands now."""
+        registered = any(not stream.reader.done() for stream in self._streams)
+        return RegistrationState(
+            orchestrator=self._address.url,
+            registered=registered,
+            detail=self._problem or ("" if self._wanted else "no capacity to offer"),
+            certificate=self._last_peer.fingerprint if self._last_peer else "",
+            advertised=self._told or Capacity(),
+        )
 
     def announce(self, capacity: Capacity) -> None:
         """Makes this the capacity that the orchestrator knows; nothing means not registered."""
@@ -78,7 +114,7 @@ class WorkerRegistration:
     async def run(self) -> None:
         """Registers, and again whenever that is needed, until cancelled.
 
-        Leaves when cancelled: the stream is closed before this returns.
+        Leaves when cancelled: all streams are closed before this returns.
 
         Raises:
             InvalidSecret: trying again would not help.
@@ -95,68 +131,114 @@ class WorkerRegistration:
                 except RegistrationError as error:
                     if self._was_healthy():
                         failures = 0
-                    await self._close_ended()
+                    self._problem = str(error)
+                    await self._forget_ended()
                     pause_s = backoff_s(failures)
                     failures += 1
                     logger.warning("%s; trying again in %.1f s", error, pause_s)
                     await self._pause(pause_s)
         finally:
-            if self._stream:
-                await self._stream.close_when_quiet()
+            self._leave(self._streams)
+            await asyncio.gather(*self._leaving)
 
     async def _register(self) -> None:
-        """Opens a stream with the wanted capacity, then closes the one before it."""
-        wanted = self._wanted
-        if not wanted:
-            if self._stream:
-                logger.info("no capacity: leaving %s", self._address)
-            await self._close()
+        """Makes the streams tell the wanted capacity."""
+        wanted, told = self._wanted, self._told
+        if wanted == told:
             return
-        request = pb.RegisterAIWorkerRequest(
-            secret=self._secret.get_secret_value(),
-            capabilities=capabilities(wanted, version=self._version),
-            hardware=await self._hardware(),
-        )
-        stream = await open_stream(
-            request,
-            address=self._address,
-            pin=self._pin,
-            last_peer=self._last_peer,
-            on_job=self._on_job,
-        )
-        old, self._stream, self._last_peer = self._stream, stream, stream.peer
+        if not wanted:
+            logger.info("no capacity: leaving %s", self._address)
+            self._leave(self._streams)
+            self._streams, self._told = [], wanted
+            return
+        growth = None
+        if told and len(self._streams) < MAX_STREAMS:
+            growth = wanted.growth_over(told)
+        stream = await self._open(growth or wanted)
+        if growth:
+            self._streams.append(stream)
+        else:
+            self._leave(self._streams)
+            self._streams = [stream]
+        self._told, self._last_peer, self._problem = wanted, stream.peer, ""
         logger.info(
             "registered with %s (certificate %s): %s",
             self._address,
             stream.peer.fingerprint[:16] or "none, plaintext",
             wanted,
         )
-        if old:
-            await old.close_when_quiet()
 
-    async def _hardware(self) -> list[pb.HardwareInformation]:
-        """Asks for the hardware; it is information only, and no reason not to register."""
+    async def _open(self, capacity: Capacity) -> Stream:
+        """Opens one stream with this capacity and the hardware of its models."""
+        await self._read_hardware_in_time()
+        request = pb.RegisterAIWorkerRequest(
+            secret=self._secret.get_secret_value(),
+            capabilities=capabilities(capacity, version=self._version),
+            hardware=[
+                entry
+                for entry in self._hardware
+                if ModelKey(entry.pipeline, entry.model_id) in capacity.models
+            ],
+        )
+        return await open_stream(
+            request,
+            address=self._address,
+            pin=self._pin,
+            last_peer=self._last_peer,
+            on_job=self._on_job,
+        )
+
+    def _leave(self, streams: Iterable[Stream]) -> None:
+        """Leaves these streams in the background."""
+        for stream in streams:
+            leaving = asyncio.create_task(stream.leave())
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+
+    async def _read_hardware_in_time(self) -> None:
+        """Asks for the hardware; what is not known in time will be at the next registration."""
+        timeout_s = HARDWARE_S if self._asking else HARDWARE_FIRST_S
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(asyncio.to_thread(self._ask_for_hardware))
+        await asyncio.wait({self._asking}, timeout=timeout_s)
+
+    def _ask_for_hardware(self) -> None:
+        """In a thread; no reason not to register."""
         try:
-            return await asyncio.to_thread(self._read_hardware)
+            self._hardware = self._read_hardware()
         except Exception as error:  # noqa: BLE001 - whatever Ray raises while it restarts
-            logger.warning("registering without hardware facts: %s", type(error).__name__)
-            return []
+            logger.warning("registering without new hardware facts: %s", type(error).__name__)
 
     async def _until_something_changes(self) -> None:
-        """Returns on another capacity; raises when the stream ends."""
+        """Returns on another capacity, or for one stream instead of idle ones; raises at an end."""
         changed = asyncio.create_task(self._changed.wait())
-        waiting: set[asyncio.Task[Any]] = {changed}
-        if self._stream:
-            waiting.add(self._stream.reader)
+        readers = {stream.reader for stream in self._streams}
+        waiting: set[asyncio.Task[Any]] = {changed, *readers}
+        idle_s = IDLE_S if len(readers) > 1 else None
         try:
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if changed.done() and self._stream:
-                await asyncio.wait({self._stream.reader}, timeout=COALESCE_S)
+            while True:
+                jobs = self._jobs
+                done, _ = await asyncio.wait(
+                    waiting, timeout=idle_s, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done and self._jobs == jobs:
+                    self._told = None
+                    return
+                if done:
+                    break
+            if readers:
+                await asyncio.wait(readers, timeout=COALESCE_S, return_when=asyncio.FIRST_COMPLETED)
         finally:
             changed.cancel()
-        if self._stream and self._stream.reader.done():
-            self._stream.reader.result()
-            raise ended(self._address)
+        for reader in readers:
+            if reader.done():
+                reader.result()
+                raise ended(self._address)
+
+    @property
+    def _jobs(self) -> int:
+        """How many the streams have brought."""
+        return sum(stream.jobs for stream in self._streams)
 
     async def _pause(self, pause_s: float) -> None:
         """Waits, or less when there is another capacity to announce."""
@@ -166,18 +248,17 @@ class WorkerRegistration:
                 await self._changed.wait()
 
     def _was_healthy(self) -> bool:
-        """Whether the stream that ended had stood for a while."""
-        clock = asyncio.get_running_loop().time
-        return self._stream is not None and clock() - self._stream.opened_at > HEALTHY_S
+        """Whether a stream that ended had stood for a while."""
+        now = asyncio.get_running_loop().time()
+        return any(
+            stream.reader.done() and now - stream.opened_at > HEALTHY_S for stream in self._streams
+        )
 
-    async def _close_ended(self) -> None:
-        """Forgets a stream that has ended; one that stands is kept while we try a new one."""
-        if self._stream and self._stream.reader.done():
-            await self._close()
-
-    async def _close(self) -> None:
-        stream, self._stream = self._stream, None
-        if stream:
+    async def _forget_ended(self) -> None:
+        """Forgets streams that have ended; those that stand are kept while we try a new one."""
+        for stream in [stream for stream in self._streams if stream.reader.done()]:
+            self._streams.remove(stream)
+            self._told = None
             await stream.close()
 
 

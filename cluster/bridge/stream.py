@@ -1,6 +1,7 @@
 """One registration on the wire: a connection, a call on it, and the jobs that it brings."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,16 +10,19 @@ import grpc
 from cluster.bridge.address import Address
 from cluster.bridge.job import Job
 from cluster.bridge.peer import CONNECT_TIMEOUT_S, Peer, identify
+from cluster.bridge.tunnel import Tunnel, open_tunnel
 from cluster.errors import InvalidSecret, OrchestratorRefused, OrchestratorUnreachable
 from cluster.protocol import lp_rpc_pb2 as pb
 from cluster.protocol.lp_rpc_pb2_grpc import AIWorkerStub
 
 SETTLE_S = 0.5
-"""A registration is not acknowledged: it is good when the connection is up and the call still
-open after this time. Refusals arrive within milliseconds (measured)."""
+"""A registration is not acknowledged: the first one is good when the connection is up and the
+call still open after this time. Refusals arrive within milliseconds (measured). An orchestrator
+that took us before takes us again, so then a round trip is enough."""
 
-QUIET_S, QUIET_PATIENCE_S = 0.25, 5.0
-"""An old registration is closed after a pause in its jobs of this length, or after so long."""
+FAREWELL_S, LAST_JOBS_S = 5.0, 0.25
+"""At the end: for the orchestrator to close its side, which takes it one round trip, and then
+for gRPC to hand out the jobs that have arrived."""
 
 CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
     # The orchestrator knows a worker by its ip:port, so each registration has a connection of
@@ -45,11 +49,13 @@ class Stream:
         peer: Peer,
         channel: grpc.aio.Channel,
         call: Any,
+        tunnel: Tunnel,
         jobs: "_Jobs",
         reader: "asyncio.Task[None]",
     ) -> None:
         """Takes the parts; `open_stream` makes them."""
         self.peer = peer
+        self._tunnel = tunnel
         self.opened_at = asyncio.get_running_loop().time()
         self._channel = channel
         self._call = call
@@ -57,27 +63,39 @@ class Stream:
         self.reader = reader
         """Done when the stream has ended; raises RegistrationError when it ended badly."""
 
-    async def close_when_quiet(self) -> None:
-        """Closes between two jobs, or after a while in any case.
+    @property
+    def jobs(self) -> int:
+        """How many jobs it has brought."""
+        return self._jobs.count
 
-        A job that the orchestrator sends in the moment of closing is lost, and it prefers the
-        older of two registrations. So we wait for a pause in the jobs, which ends as soon as
-        it is long against a round trip.
+    async def leave(self) -> None:
+        """Ends the registration without losing a job: they are taken until the last moment.
+
+        It is done at once, for until then the orchestrator may count this registration's
+        capacity on top of the next one's. What is left to chance is a job that the orchestrator
+        counts as sent and has not written when it learns that we are gone: microseconds, in its
+        process (google.golang.org/grpc, internal/transport/handler_server.go `do`).
         """
-        clock = asyncio.get_running_loop().time
-        give_up_at = clock() + QUIET_PATIENCE_S
-        while not self.reader.done() and clock() < give_up_at:
-            jobs = self._jobs.count
-            await asyncio.wait({self.reader}, timeout=QUIET_S)
-            if self._jobs.count == jobs:
-                break
+        self._tunnel.leave()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_S):
+                await self._tunnel.ended.wait()
+        while await self._brings_jobs(LAST_JOBS_S):
+            pass
         await self.close()
 
+    async def _brings_jobs(self, pause_s: float) -> bool:
+        """Waits for a moment and tells whether a job came in it; none does after the end."""
+        before = self._jobs.count
+        await asyncio.wait({self.reader}, timeout=pause_s)
+        return self._jobs.count > before and not self.reader.done()
+
     async def close(self) -> None:
-        """Ends the call, which takes this registration's capacity back, and disconnects."""
+        """Ends the registration at once; a job on its way is lost."""
         self._call.cancel()
         await asyncio.gather(self.reader, return_exceptions=True)
         await self._channel.close()
+        await self._tunnel.close()
 
 
 async def open_stream(
@@ -106,37 +124,45 @@ async def open_stream(
         RegistrationError: any other reason why there is no registration.
     """
     peer = await identify(address, pin=pin)
-    if last_peer == peer:
+    known = last_peer == peer
+    if last_peer is not None and known:
         peer = last_peer
-    channel = _channel(peer)
+    tunnel = await open_tunnel(address)
+    channel = _channel(peer, tunnel.target)
     try:
         call = AIWorkerStub(channel).RegisterAIWorker(request)
         jobs = _Jobs(peer=peer, on_job=on_job)
         reader = asyncio.create_task(jobs.read(call))
         try:
-            await _settle(channel, reader, jobs)
+            await _connected(channel, reader, peer)
+            if known:
+                await _round_trip(channel)
+            else:
+                await asyncio.wait({reader}, timeout=SETTLE_S)
+            _check_that_it_stands(reader, jobs)
         except BaseException:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
             raise
     except BaseException:
         await channel.close()
+        await tunnel.close()
         raise
-    return Stream(peer=peer, channel=channel, call=call, jobs=jobs, reader=reader)
+    return Stream(peer=peer, channel=channel, call=call, tunnel=tunnel, jobs=jobs, reader=reader)
 
 
-def _channel(peer: Peer) -> grpc.aio.Channel:
+def _channel(peer: Peer, target: str) -> grpc.aio.Channel:
     if peer.pem is None:
-        return grpc.aio.insecure_channel(peer.address.authority, options=CHANNEL_OPTIONS)
+        return grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
     return grpc.aio.secure_channel(
-        peer.address.authority,
+        target,
         grpc.ssl_channel_credentials(root_certificates=peer.pem),
         options=[*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", peer.name)],
     )
 
 
-async def _settle(channel: grpc.aio.Channel, reader: "asyncio.Task[None]", jobs: "_Jobs") -> None:
-    """Returns when the registration stands; raises what ended it otherwise."""
+async def _connected(channel: grpc.aio.Channel, reader: "asyncio.Task[None]", peer: Peer) -> None:
+    """Returns when the connection is up, or the call has ended."""
     ready = asyncio.create_task(channel.channel_ready())
     try:
         await asyncio.wait(
@@ -144,19 +170,36 @@ async def _settle(channel: grpc.aio.Channel, reader: "asyncio.Task[None]", jobs:
         )
         if not ready.done() and not reader.done():
             raise OrchestratorUnreachable(
-                f"{jobs.peer.address} accepts connections and does not speak gRPC"
+                f"{peer.address} accepts connections and does not speak gRPC"
             )
     finally:
         ready.cancel()
-    await asyncio.wait({reader}, timeout=SETTLE_S)
-    if reader.done():
-        reader.result()
-        if jobs.count:
-            raise ended(jobs.peer.address)
-        raise OrchestratorRefused(
-            f"{jobs.peer.address} ended the registration at once and without an error, as it does "
-            "when it is newer than the version that we advertise: raise --advertise-version"
-        )
+
+
+async def _round_trip(channel: grpc.aio.Channel) -> None:
+    """Returns when the orchestrator has read all that we sent on this connection.
+
+    It answers a method that it does not have, and frames of one connection are read in order.
+    """
+    call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+        "/net.AIWorker/NoSuchMethod"
+    )
+    # Unimplemented. Or the connection was lost, which the reader of the jobs tells better.
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        await call(b"", timeout=CONNECT_TIMEOUT_S)
+
+
+def _check_that_it_stands(reader: "asyncio.Task[None]", jobs: "_Jobs") -> None:
+    """Raises what ended the registration, if something did."""
+    if not reader.done():
+        return
+    reader.result()
+    if jobs.count:
+        raise ended(jobs.peer.address)
+    raise OrchestratorRefused(
+        f"{jobs.peer.address} ended the registration at once and without an error, as it does "
+        "when it is newer than the version that we advertise: raise --advertise-version"
+    )
 
 
 def ended(address: Address) -> OrchestratorUnreachable:

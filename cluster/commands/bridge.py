@@ -1,66 +1,78 @@
 """`livepeer-ray bridge`: the process that is the worker in the orchestrator's eyes."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 # Failed handshakes are reported by us, with the remedy; gRPC's own lines would double them.
 # Must be set before grpc is imported.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from cluster import logs, serve_client
-from cluster.ai_models import AIModel, load_ai_models
+from cluster.ai_models import AIModel
+from cluster.ai_models_watch import LOOK_S, AIModelsWatch
 from cluster.backends.ray_serve import RayBackend
 from cluster.bridge.bridge import Bridge
 from cluster.bridge.capabilities import hardware
 from cluster.bridge.inputs import Inputs
 from cluster.bridge.registration import WorkerRegistration
 from cluster.bridge.results import Delivery
+from cluster.bridge.state import BridgeState, ModelState, state_endpoint
 from cluster.capacity import CapacityWatch
 from cluster.errors import InvalidSecret
 from cluster.replica_gpus import gpus_by_model
 from cluster.serve_config import on_ray
 from cluster.settings import EXIT_INVALID_SECRET, BridgeSettings
-from cluster.supervised import when_the_supervisor_ends
+from cluster.supervised import listen_to_the_supervisor
 
 logger = logging.getLogger(__name__)
 
 
-def run(settings: BridgeSettings, *, log_json: bool, supervised: bool = False) -> int:
+def run(
+    settings: BridgeSettings,
+    *,
+    log_json: bool,
+    supervised: bool = False,
+    last_good: Path | None = None,
+) -> int:
     """Runs until SIGTERM or SIGINT and returns the exit status.
 
     Args:
         settings: of the bridge.
         log_json: one JSON object a line.
-        supervised: end also when stdin does, which is when the supervisor is gone.
+        supervised: by `livepeer-ray start`: end also when that does, and leave it to the
+            deployer to complain about the aiModels.json.
+        last_good: a copy of the last valid one, for when it is invalid now.
 
     Raises:
         ConfigError: the aiModels.json has problems.
         ClusterUnreachable: there is no Ray cluster.
     """
     logs.configure(as_json=log_json)
-    models = load_ai_models(settings.ai_models)
-    for warning in models.warnings:
-        logger.warning("%s", warning)
-    for model in models.models:
-        if model.url:
-            logger.warning("%s: external containers are not served yet, skipped", model.key)
+    watch = AIModelsWatch(settings.ai_models, last_good=last_good, quiet=supervised)
     serve_client.connect(settings.ray_address)
     try:
-        asyncio.run(_run(settings, on_ray(models.models), supervised=supervised))
+        asyncio.run(_run(settings, watch, supervised=supervised))
     except InvalidSecret as error:
         logger.error("%s", error)  # noqa: TRY400 - a setting is wrong, not the program
         return EXIT_INVALID_SECRET
     return 0
 
 
-async def _run(settings: BridgeSettings, models: tuple[AIModel, ...], *, supervised: bool) -> None:
-    stop = _stop_event(supervised=supervised)
+async def _run(settings: BridgeSettings, watch: AIModelsWatch, *, supervised: bool) -> None:
+    stop, again = _requests(supervised=supervised)
     backend = RayBackend()
+
+    def models() -> tuple[AIModel, ...]:
+        return on_ray(watch.current.models)
+
     async with Inputs() as inputs, Delivery(secret=settings.orch_secret) as delivery:
         bridge = Bridge(
-            backends={model.key: backend for model in models},
+            backends={},
             inputs=inputs,
             delivery=delivery,
             deadline_s=settings.deadline_s,
@@ -72,23 +84,75 @@ async def _run(settings: BridgeSettings, models: tuple[AIModel, ...], *, supervi
             version=settings.advertise_version,
             pin=settings.orch_fingerprint,
             on_job=bridge.accept,
-            read_hardware=lambda: hardware(gpus_by_model(serve_client.model_status(models))),
+            read_hardware=lambda: hardware(gpus_by_model(serve_client.model_status(models()))),
         )
-        watch = CapacityWatch(
-            models=models,
-            read_status=lambda: serve_client.model_status(models),
+        capacity = CapacityWatch(
+            models=models(),
+            read_status=serve_client.model_status,
             in_flight=lambda: bridge.in_flight,
         )
-        await bridge.run(registration=registration, snapshots=watch.snapshots(), stop=stop)
+
+        def take() -> None:
+            """Serves what the file says now."""
+            for model in watch.current.models:
+                if model.url:
+                    logger.warning("%s: external containers are not served yet, skipped", model.key)
+            bridge.serve({model.key: backend for model in models()})
+            capacity.configure(models())
+
+        take()
+        following = asyncio.create_task(_follow(watch, take, again))
+        try:
+            async with state_endpoint(
+                settings.state_listen, lambda: _state(bridge, registration, models())
+            ):
+                await bridge.run(
+                    registration=registration, snapshots=capacity.snapshots(), stop=stop
+                )
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
     logger.info("bridge ended")
 
 
-def _stop_event(*, supervised: bool) -> asyncio.Event:
-    """Set on SIGTERM, SIGINT and, where there is a supervisor, at its end."""
-    stop = asyncio.Event()
+async def _follow(watch: AIModelsWatch, take: Callable[[], None], again: asyncio.Event) -> None:
+    """Looks at the file now and then, and at once when asked to."""
+    while True:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_S):
+                await again.wait()
+        asked = again.is_set()
+        again.clear()
+        if await asyncio.to_thread(watch.look, again=asked):
+            take()
+
+
+def _state(
+    bridge: Bridge, registration: WorkerRegistration, models: Sequence[AIModel]
+) -> BridgeState:
+    states = [
+        ModelState(
+            pipeline=model.pipeline,
+            model_id=model.model_id,
+            warm=model.warm,
+            slots=bridge.slots(model.key),
+            in_flight=bridge.in_flight.get(model.key, 0),
+        )
+        for model in models
+    ]
+    return BridgeState(models=states, registrations=[registration.state])
+
+
+def _requests(*, supervised: bool) -> tuple[asyncio.Event, asyncio.Event]:
+    """To end: on SIGTERM, SIGINT and at the end of a supervisor. To read again: on SIGHUP."""
+    stop, again = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, again.set)
     if supervised:
-        when_the_supervisor_ends(lambda: loop.call_soon_threadsafe(stop.set))
-    return stop
+        listen_to_the_supervisor(
+            read_again=lambda: loop.call_soon_threadsafe(again.set),
+            end=lambda: loop.call_soon_threadsafe(stop.set),
+        )
+    return stop, again

@@ -113,9 +113,10 @@ async def _demo(output: Path, logs: Logs, *, every_pipeline: bool) -> list[Outpu
             if any(sample.file == field for sample in samples):
                 (output / INPUT_FILES[field]).write_bytes(make())
         with _step("starting an orchestrator"):
-            url = await stack.enter_async_context(
+            orchestrator = await stack.enter_async_context(
                 programs.orchestrator(secret=secret, log=logs.orchestrator)
             )
+            url = orchestrator.url
         worker = await stack.enter_async_context(_worker(url, models, secret, logs))
         connector = aiohttp.TCPConnector(ssl=False)  # the certificate is seconds old
         gateway = await stack.enter_async_context(aiohttp.ClientSession(url, connector=connector))

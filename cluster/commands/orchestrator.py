@@ -5,7 +5,7 @@ import signal
 import sys
 
 from cluster import logs
-from cluster.errors import ConfigError
+from cluster.settings import listen_address
 
 
 def run(*, listen: str, secret: str) -> int:
@@ -21,18 +21,10 @@ def run(*, listen: str, secret: str) -> int:
     Raises:
         ConfigError: for an address that nothing can listen on.
     """
-    host, port = _parse_address(listen)
+    host, port = listen_address("--listen", listen)
     logs.configure(as_json=False)
     asyncio.run(_serve(host=host, port=port, secret=secret))
     return 0
-
-
-def _parse_address(listen: str) -> tuple[str, int]:
-    host, _, port = listen.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"--listen {listen!r} is not HOST:PORT")
-    return host, int(port)
 
 
 async def _serve(*, host: str, port: int, secret: str) -> None:

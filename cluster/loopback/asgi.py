@@ -77,9 +77,14 @@ def read_head(scope: Message) -> Head:
         method=scope["method"],
         path=scope["path"],
         http_version=scope["http_version"],
-        peer=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+        peer=format_peer(host, port),
         headers=headers,
     )
+
+
+def format_peer(host: str, port: int) -> str:
+    """Returns `ip:port`, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 async def body_chunks(receive: Receive, *, max_bytes: int) -> AsyncGenerator[bytes]:

@@ -13,7 +13,15 @@ from typing import Any
 from cluster.loopback.asgi import Request, Response, StreamedResponse
 from cluster.loopback.event_stream import MEDIA_TYPE as EVENT_STREAM
 from cluster.loopback.go_json import marshal
-from cluster.loopback.jobs import Job, JobFailed, Jobs, MediaAnswer, StreamedAnswer, WorkerError
+from cluster.loopback.jobs import (
+    Job,
+    JobFailed,
+    Jobs,
+    MediaAnswer,
+    NotSent,
+    StreamedAnswer,
+    WorkerError,
+)
 from cluster.loopback.parameters import BadParameters, decode
 from cluster.loopback.pipelines import Pipeline
 from cluster.loopback.store import Store
@@ -92,6 +100,9 @@ class Gateway:
             )
             try:
                 answer = await self._jobs.wait(job)
+            except NotSent:
+                refused.append(worker)
+                continue
             except WorkerError as error:
                 reason = str(error)
                 if _NO_CAPACITY in reason.lower():

@@ -9,10 +9,11 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from cluster.loopback.faults import FaultLog
-from cluster.loopback.workers import Slots, Worker, Workers
+from cluster.loopback.workers import Outgoing, Slots, Worker, Workers
 from cluster.protocol import lp_rpc_pb2 as pb
 
 STOPPING = "the orchestrator is stopping"
@@ -72,6 +73,16 @@ class JobAbandoned(JobFailed):
         super().__init__(STOPPING)
 
 
+class NotSent(JobFailed):
+    """The worker's stream ended before the job was written: somebody else should have it."""
+
+    status = 503
+
+    def __init__(self) -> None:
+        """Takes nothing: there is one reason."""
+        super().__init__("the worker has left")
+
+
 class WorkerError(JobFailed):
     """The worker answered with an error; the message is its text, which gateways interpret."""
 
@@ -120,13 +131,12 @@ class Jobs:
         )
         self._handed_out += 1
         self._open[job.task_id] = job
-        worker.outbox.put_nowait(
-            pb.NotifyAIJob(
-                taskId=job.task_id,
-                AIJobData=pb.AIJobData(pipeline=pipeline, requestData=request_data),
-            )
+        message = pb.NotifyAIJob(
+            taskId=job.task_id,
+            AIJobData=pb.AIJobData(pipeline=pipeline, requestData=request_data),
         )
         _log.info("job %s: %s, handed to %s", job.task_id, pipeline, worker.peer)
+        worker.send(Outgoing(message=message, not_sent=partial(self._not_sent, job)))
         return job
 
     async def wait(self, job: Job) -> MediaAnswer | StreamedAnswer:
@@ -134,6 +144,7 @@ class Jobs:
 
         Raises:
             WorkerError: the worker answered with an error.
+            NotSent: the worker had left before it got the job.
             JobFailed: it answered wrongly or not at all.
             JobAbandoned: the orchestrator stops.
         """
@@ -181,6 +192,14 @@ class Jobs:
             "answered": self._answered,
             "open": len(self._open),
         }
+
+    def _not_sent(self, job: Job) -> None:
+        if job.task_id not in self._open:
+            return
+        _log.info("job %s: its worker has left", job.task_id)
+        self._workers.disconnect(job.worker)
+        self._close(job)
+        job.answer.set_exception(NotSent())
 
     def _close(self, job: Job) -> None:
         """Forgets a job and gives its slot back, once."""

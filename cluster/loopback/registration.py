@@ -1,12 +1,18 @@
 """RegisterAIWorker: who may connect, and the stream of jobs (go-livepeer, server/ai_worker.go).
 
-One thing differs from the real orchestrator: hypercorn sends the response headers at once,
-where Go sends them with the first job. A worker must not wait for them.
+A job is lost when it was written to a stream that its worker has given up: it is counted as
+sent and never answered. Where the stream's end was noticed first, sending fails and the job
+goes to the next worker (core/ai_orchestrator.go, Process).
+
+Two things differ from the real orchestrator. hypercorn sends the response headers at once,
+where Go sends them with the first job; a worker must not wait for them. And between the two
+cases above Go has some microseconds in which sending seems to succeed and is in vain.
 """
 
 import asyncio
 import logging
 import re
+from collections.abc import Callable
 from hmac import compare_digest
 
 from google.protobuf.message import DecodeError
@@ -25,7 +31,8 @@ from cluster.loopback.grpc_framing import (
     send_message,
     start_stream,
 )
-from cluster.loopback.workers import Worker, Workers, slots_of
+from cluster.loopback.tls_server import Connection
+from cluster.loopback.workers import Outgoing, Worker, Workers, slots_of
 from cluster.protocol import lp_rpc_pb2 as pb
 
 PATH = "/net.AIWorker/RegisterAIWorker"
@@ -43,8 +50,16 @@ def parse_version(text: str) -> tuple[int, int, int] | None:
 class Registration:
     """Accepts workers and sends them their jobs."""
 
-    def __init__(self, *, secret: str, version: str, workers: Workers, faults: FaultLog) -> None:
-        """Takes the secret and the lowest version that workers may have."""
+    def __init__(
+        self,
+        *,
+        secret: str,
+        version: str,
+        workers: Workers,
+        faults: FaultLog,
+        connection: Callable[[str], Connection | None],
+    ) -> None:
+        """Takes the secret, the lowest version that workers may have, and who is at a peer."""
         lowest = parse_version(version)
         if lowest is None:
             raise ValueError(f"the orchestrator's version {version!r} is not like 0.8.0")
@@ -53,6 +68,7 @@ class Registration:
         self._lowest = lowest
         self._workers = workers
         self._faults = faults
+        self._connection = connection
 
     async def serve(self, request: Request, receive: Receive, send: Send) -> None:
         """Handles one RegisterAIWorker call from its first byte to its last."""
@@ -62,17 +78,25 @@ class Registration:
             await end_stream(send, admitted)
             return
         worker = admitted
+        connection = self._connection(worker.peer)
+        if connection is None:
+            return
         self._workers.connect(worker)
         _log.info("worker %s connected: %s", worker.peer, worker.describe()["capacity"])
         departure = asyncio.create_task(_watch_departure(receive, worker))
         try:
-            while isinstance(event := await worker.outbox.get(), pb.NotifyAIJob):
-                await send_message(send, event.SerializeToString())
+            while isinstance(event := await worker.outbox.get(), Outgoing):
+                written = connection.next_write()
+                await send_message(send, event.message.SerializeToString())
+                await asyncio.wait({written, departure}, return_when=asyncio.FIRST_COMPLETED)
+                if not written.done():
+                    event.not_sent()
             if event is not None:
                 await end_stream(send, event)
         finally:
             departure.cancel()
             self._workers.disconnect(worker)
+            worker.leave()
             _log.info("worker %s disconnected", worker.peer)
 
     def _admit(self, request: Request) -> Worker | Status:
@@ -119,4 +143,4 @@ async def _watch_departure(receive: Receive, worker: Worker) -> None:
     """Ends the worker's stream when its call is cancelled or its connection is lost."""
     while (await receive())["type"] != "http.disconnect":
         pass
-    worker.outbox.put_nowait(None)
+    worker.leave()

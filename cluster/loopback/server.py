@@ -78,13 +78,17 @@ class LoopbackOrchestrator:
         self._faults = FaultLog()
         self._workers = Workers()
         self._jobs = Jobs(workers=self._workers, faults=self._faults, timeout_s=job_timeout_s)
+        self._server = TLSServer(self._app)
         self._registration = Registration(
-            secret=secret, version=version, workers=self._workers, faults=self._faults
+            secret=secret,
+            version=version,
+            workers=self._workers,
+            faults=self._faults,
+            connection=self._server.connection,
         )
         self._ai_results = AIResults(secret=secret, jobs=self._jobs, faults=self._faults)
         self._requests: set[asyncio.Task[Any]] = set()
         self._stopping = False
-        self._server = TLSServer(self._app)
         self._certificate: ServerCertificate
         self._gateway: Gateway
         self.port: int

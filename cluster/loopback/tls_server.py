@@ -19,7 +19,7 @@ from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
 from hypercorn.typing import ASGIFramework
 
-from cluster.loopback.asgi import Message, Receive, Send
+from cluster.loopback.asgi import Message, Receive, Send, format_peer
 
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
@@ -32,6 +32,50 @@ _GOODBYE_S = 0.25
 """How long a client may take to close its side when the server stops."""
 
 
+class Reader(asyncio.StreamReader):
+    """A reader that knows of the connection's end before what came before it is read."""
+
+    ended = False
+
+    def feed_eof(self) -> None:
+        """Called by asyncio, which writes nothing over TLS from now on and tells nobody."""
+        self.ended = True
+        super().feed_eof()
+
+
+class Connection:
+    """A connection's writer for hypercorn, which tells when something was really written.
+
+    hypercorn takes what it is to send and writes it a moment later, be the peer there or not.
+    """
+
+    def __init__(self, reader: Reader, writer: asyncio.StreamWriter) -> None:
+        """Takes the writer that does the work, and the reader of the other direction."""
+        self._reader = reader
+        self._writer = writer
+        self._next_write: asyncio.Future[None] | None = None
+        self.drain = writer.drain
+        self.write_eof = writer.write_eof
+        self.close = writer.close
+        self.wait_closed = writer.wait_closed
+        self.get_extra_info = writer.get_extra_info
+        self.peer: str = format_peer(*(writer.get_extra_info("peername") or ("", 0))[:2])
+
+    def next_write(self) -> asyncio.Future[None]:
+        """Done as soon as something is written while the connection lives."""
+        if self._next_write is None:
+            self._next_write = asyncio.get_running_loop().create_future()
+        return self._next_write
+
+    def write(self, data: bytes) -> None:
+        """Writes."""
+        lives = not (self._reader.ended or self._writer.transport.is_closing())
+        if self._next_write is not None and lives:
+            self._next_write.set_result(None)
+            self._next_write = None
+        self._writer.write(data)
+
+
 class TLSServer:
     """Serves one ASGI application on one listening socket."""
 
@@ -39,7 +83,7 @@ class TLSServer:
         """Takes the application; it gets no lifespan messages."""
         self._app = ASGIWrapper(cast("ASGIFramework", app))
         self._context = WorkerContext(None)
-        self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._connections: dict[asyncio.Task[None], Connection] = {}
         self._server: asyncio.Server | None = None
         self._config = Config()
         self._config.accesslog = None
@@ -50,7 +94,13 @@ class TLSServer:
 
     async def start(self, listener: socket.socket, tls: ssl.SSLContext) -> None:
         """Begins to accept connections; the socket is closed by `stop`."""
-        self._server = await asyncio.start_server(self._serve, sock=listener, ssl=tls)
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: asyncio.StreamReaderProtocol(Reader(), self._serve), sock=listener, ssl=tls
+        )
+
+    def connection(self, peer: str) -> Connection | None:
+        """Returns the connection of a peer, None where it has gone."""
+        return next((one for one in self._connections.values() if one.peer == peer), None)
 
     def stop_accepting(self) -> None:
         """Closes the port; the connections live on."""
@@ -63,19 +113,27 @@ class TLSServer:
         await self._context.terminated.set()
         if self._connections:
             await asyncio.wait(self._connections, timeout=_GOODBYE_S)
-        for writer in self._connections.values():
+        for connection in self._connections.values():
             # Not transport.abort(), which does nothing once a TLS transport was closed twice.
             with suppress(OSError):
-                writer.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+                connection.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
         await asyncio.gather(*self._connections)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serves one connection."""
         task = cast("asyncio.Task[None]", asyncio.current_task())
-        self._connections[task] = writer
+        connection = self._connections[task] = Connection(cast("Reader", reader), writer)
         loop = asyncio.get_running_loop()
         try:
-            await TCPServer(self._app, loop, self._config, self._context, {}, reader, writer)
+            await TCPServer(
+                self._app,
+                loop,
+                self._config,
+                self._context,
+                {},
+                reader,
+                cast("asyncio.StreamWriter", connection),
+            )
         except OSError as error:
             _log.debug("a connection was lost: %s", error)
         finally:

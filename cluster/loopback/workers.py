@@ -30,6 +30,15 @@ class Slots:
         return self.capacity - self.in_use
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """A job on its way to a worker."""
+
+    message: pb.NotifyAIJob
+    not_sent: Callable[[], None]
+    """To be called where the worker has gone before it was written."""
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Worker:
     """One connected worker."""
@@ -42,8 +51,25 @@ class Worker:
     hardware: Sequence[pb.HardwareInformation] = ()
     suspensions: int = 0
     """How often a gateway would have suspended the orchestrator for this worker's answers."""
-    outbox: asyncio.Queue[pb.NotifyAIJob | Status | None] = field(default_factory=asyncio.Queue)
+    outbox: asyncio.Queue[Outgoing | Status | None] = field(default_factory=asyncio.Queue)
     """Jobs to be sent, and at last how the stream ends; None where the worker has gone."""
+    gone: bool = False
+    """Whether its stream has ended: what is sent from now on fails."""
+
+    def send(self, job: Outgoing) -> None:
+        """Sends a job, or says that it cannot."""
+        if self.gone:
+            job.not_sent()
+        else:
+            self.outbox.put_nowait(job)
+
+    def leave(self) -> None:
+        """Fails the jobs that were not written; those that were can still be answered."""
+        self.gone = True
+        while not self.outbox.empty():
+            if isinstance(event := self.outbox.get_nowait(), Outgoing):
+                event.not_sent()
+        self.outbox.put_nowait(None)
 
     def end_stream(self, status: Status = OK) -> None:
         """Ends the worker's stream once the jobs before are sent."""

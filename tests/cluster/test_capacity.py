@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -31,8 +31,12 @@ def test_a_warm_model_without_a_replica_is_not_there() -> None:
     assert str(capacity) == "nothing"
 
 
+def replica(count: int) -> ModelStatus:
+    return ModelStatus(state="RUNNING", running=count)
+
+
 def running(count: int) -> dict[ModelKey, ModelStatus]:
-    return {KEY: ModelStatus(state="RUNNING", running=count)}
+    return {KEY: replica(count)}
 
 
 class Serve:
@@ -41,10 +45,11 @@ class Serve:
     def __init__(self) -> None:
         self.status: Mapping[ModelKey, ModelStatus] | Exception = {}
 
-    def read(self) -> Mapping[ModelKey, ModelStatus]:
+    def read(self, models: Sequence[AIModel]) -> Mapping[ModelKey, ModelStatus]:
         if isinstance(self.status, Exception):
             raise self.status
-        return self.status
+        keys = {model.key for model in models}
+        return {key: status for key, status in self.status.items() if key in keys}
 
 
 @pytest.fixture
@@ -138,3 +143,27 @@ async def test_a_broken_model_is_said_once_and_with_its_reason(
         "text-to-image org/a: DEPLOY_FAILED: no such directory: /models"
     ]
     waiting.cancel()
+
+
+async def test_other_models_can_be_configured(serve: Serve) -> None:
+    other = ModelKey("upscale", "org/b")
+    serve.status = {KEY: replica(2), other: replica(1)}
+    watching = CapacityWatch(models=models(), read_status=serve.read, interval_s=3600)
+    snapshots = watching.snapshots()
+    assert (await anext(snapshots)).models.keys() == {KEY}
+    watching.configure(models("text-to-image:org/a:true,upscale:org/b:true"))
+    assert (await anext(snapshots)).models.keys() == {KEY, other}
+    watching.configure(models("upscale:org/b:true"))
+    assert (await anext(snapshots)).models.keys() == {other}
+
+
+async def test_a_rebuilding_model_keeps_its_capacity_when_others_are_configured(
+    serve: Serve,
+) -> None:
+    serve.status = running(2)
+    watching = CapacityWatch(models=models(), read_status=serve.read, interval_s=3600)
+    snapshots = watching.snapshots()
+    await anext(snapshots)
+    serve.status = {KEY: ModelStatus(state="DEPLOYING", rebuilding=True)}
+    watching.configure(models(slots=3))
+    assert (await anext(snapshots)).slots(KEY) == 6

@@ -11,7 +11,7 @@ from ray.serve.schema import ServeDeploySchema
 from cluster.ai_models import ModelKey, load_ai_models
 from cluster.cli import main
 from cluster.placement import UNBOUNDED, GPUNode, Supply, place
-from cluster.serve_config import app_name, on_ray, serve_config, to_yaml
+from cluster.serve_config import app_name, model_of, on_ray, serve_config, to_yaml
 
 PIPELINE = "text-to-image"
 
@@ -135,6 +135,8 @@ def test_names_tell_models_apart() -> None:
         ModelKey("image-to-image", "a/b-c"),
     ]
     assert len({app_name(key) for key in keys}) == len(keys)
+    assert [model_of(app_name(key)) for key in keys] == keys
+    assert model_of("default") is None
 
 
 def test_the_command_prints_what_serve_takes(

@@ -61,6 +61,9 @@ def test_defaults() -> None:
     assert settings.advertise_version == "0.9.1"
     assert settings.orch_fingerprint is None
     assert settings.ray_address == "auto"
+    assert settings.state_listen == ("127.0.0.1", 4935)
+    assert parse(*ENOUGH, "--state-listen", "none").state_listen is None
+    assert parse(*ENOUGH, "--state-listen", "[::1]:80").state_listen == ("::1", 80)
 
 
 def test_each_flag_has_a_variable_and_the_flag_wins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +77,15 @@ def test_each_flag_has_a_variable_and_the_flag_wins(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_child_process_reads_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = parse(*ENOUGH, "--orch-fingerprint", "AB:" * 31 + "AB", "--grace-s", "7")
+    settings = parse(
+        *ENOUGH,
+        "--orch-fingerprint",
+        "AB:" * 31 + "AB",
+        "--grace-s",
+        "7",
+        "--state-listen",
+        "[::1]:80",
+    )
     for name, value in settings.environment().items():
         monkeypatch.setenv(name, value)
     assert parse() == settings
@@ -108,6 +119,7 @@ def test_the_secret_is_in_no_repr() -> None:
         ([*ENOUGH, "--deadline-s", "soon"], "--deadline-s: want seconds"),
         ([*ENOUGH, "--deadline-s", "nan"], "--deadline-s: want seconds"),
         ([*ENOUGH, "--grace-s", "-1"], "--grace-s: want seconds"),
+        ([*ENOUGH, "--state-listen", "4935"], "--state-listen '4935' is not HOST:PORT"),
     ],
 )
 def test_bad_flags_are_named_with_the_remedy(

@@ -16,6 +16,7 @@ from deployments.loading import (
 )
 from deployments.text_to_image import TextToImageReplica
 from tests.deployments.conftest import TINY_SD, args
+from tests.hub import running_hub
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -115,3 +116,16 @@ def test_the_type_to_compute_in(
     pipeline_class: str, device: torch.device, dtype: torch.dtype
 ) -> None:
     assert choose_dtype(pipeline_class, device) == dtype
+
+
+def test_a_download_of_some_of_the_files_is_found(tmp_path: Path) -> None:
+    """As `hf download --include` leaves it: beside a listing of all that was not fetched."""
+    from huggingface_hub import snapshot_download
+
+    with running_hub() as hub:
+        hub.add("org/some", {"config.json": b"{}", "model.safetensors": b"0", "model.bin": b"0"})
+        snapshot = snapshot_download(
+            "org/some", cache_dir=tmp_path, endpoint=hub.url, allow_patterns=["*.safetensors"]
+        )
+    assert list(tmp_path.glob("*/trees/*.json"))
+    assert find_snapshot("org/some", tmp_path) == Path(snapshot)

@@ -65,16 +65,17 @@ async def test_the_bridge_is_restarted_and_the_models_are_left_alone(
         assert SECRET not in start.output
 
 
-async def test_the_bridge_ends_when_its_supervisor_is_killed(
+async def test_both_children_end_when_their_supervisor_is_killed(
     orchestrator: Orchestrator, deployed: Deployed
 ) -> None:
     flags = start_flags(orchestrator, deployed)
     async with livepeer_ray("start", *flags, secret=SECRET) as start:
         await orchestrator.advertises({TINY: 2, SECOND: 1})
-        bridge = bridge_of(start)
+        children = psutil.Process(start.pid).children()
+        assert len(children) == 2
         start.signal(signal.SIGKILL)
         await orchestrator.has_no_worker()
-        assert psutil.wait_procs([bridge], timeout=60)[0] == [bridge]
+        assert psutil.wait_procs(children, timeout=60)[1] == []
 
 
 async def test_the_supervisor_outlasts_its_cluster(

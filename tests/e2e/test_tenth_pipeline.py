@@ -109,9 +109,7 @@ async def bridge(orchestrator: LoopbackOrchestrator, model: AIModel) -> AsyncIte
             version="0.9.1",
             on_job=bridge.accept,
         )
-        watch = CapacityWatch(
-            models=[model], read_status=lambda: serve_client.model_status((model,))
-        )
+        watch = CapacityWatch(models=[model], read_status=serve_client.model_status)
         running = asyncio.create_task(
             bridge.run(registration=registration, snapshots=watch.snapshots(), stop=stop)
         )

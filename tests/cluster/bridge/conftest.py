@@ -21,6 +21,7 @@ from cluster.bridge.registration import WorkerRegistration
 from cluster.bridge.results import Delivery
 from cluster.capacity import Capacity, ModelCapacity
 from cluster.loopback import LoopbackOrchestrator
+from cluster.protocol import lp_rpc_pb2 as pb
 from deployments.schemas.base import Chunk, Completed, MediaFile, Request, Result
 from deployments.schemas.images import Image, ImagesResult
 
@@ -42,6 +43,7 @@ class SteeredBackend:
         self.result: Result | Exception = image_result(7)
         self.hold = asyncio.Event()
         self.hold.set()
+        self.takes_s = 0.0
         self.started: list[Request] = []
         self.cancelled = 0
         self._news = asyncio.Condition()
@@ -53,6 +55,7 @@ class SteeredBackend:
             self._news.notify_all()
         try:
             await self.hold.wait()
+            await asyncio.sleep(self.takes_s)
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
@@ -72,6 +75,7 @@ class SteeredBackend:
 class Running:
     """A running bridge."""
 
+    bridge: Bridge
     backend: SteeredBackend
     registration: WorkerRegistration
     stop: asyncio.Event
@@ -100,6 +104,7 @@ async def running(
     deadline_s: float = 60.0,
     grace_s: float = 10.0,
     version: str = "0.9.1",
+    read_hardware: Callable[[], list[pb.HardwareInformation]] = list,
 ) -> AsyncIterator[Running]:
     """Runs a bridge and stops it at the end, unless the test did."""
     backend, stop = SteeredBackend(), asyncio.Event()
@@ -126,12 +131,14 @@ async def running(
             version=version,
             pin=pin,
             on_job=bridge.accept,
+            read_hardware=read_hardware,
         )
         task = asyncio.create_task(
             bridge.run(registration=registration, snapshots=snapshots(), stop=stop)
         )
         try:
             yield Running(
+                bridge=bridge,
                 backend=backend,
                 registration=registration,
                 stop=stop,

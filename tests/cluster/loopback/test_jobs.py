@@ -274,6 +274,32 @@ async def test_an_answer_that_nobody_waits_for_is_taken_and_noted(
     assert orchestrator.faults == []
 
 
+async def test_a_job_that_was_not_written_goes_to_the_next_worker(
+    orchestrator: LoopbackOrchestrator, caller: Caller
+) -> None:
+    async with registered(orchestrator), registered(orchestrator) as second:
+        first = orchestrator.workers[0]
+        first.gone = True  # its stream has ended, and it is still among the workers
+        request = caller.start()
+        job = await second.next_job()
+        assert first not in orchestrator.workers
+        assert await second.post(job.taskId, result_body(FILES)) == (200, "OK")
+        assert (await request).status == 200
+    assert (orchestrator.faults, orchestrator.late) == ([], [])
+
+
+async def test_a_job_that_was_written_to_a_worker_that_leaves_is_lost() -> None:
+    async with (
+        LoopbackOrchestrator(secret=SECRET, job_timeout_s=0.3) as orchestrator,
+        calling(orchestrator) as caller,
+    ):
+        async with registered(orchestrator) as worker:
+            request = caller.start()
+            await worker.next_job()
+        assert (await request).status == 500
+        assert "not answered within" in orchestrator.faults[0].reason
+
+
 async def test_an_unanswered_job_costs_the_worker_its_stream() -> None:
     async with (
         LoopbackOrchestrator(secret=SECRET, job_timeout_s=0.3) as orchestrator,

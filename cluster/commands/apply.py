@@ -1,0 +1,48 @@
+"""`livepeer-ray apply`: an aiModels.json onto a running cluster, once.
+
+For those who deploy by hand. `livepeer-ray start` follows the file by itself, and a bridge its
+own; both see the same change without this.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from cluster import logs, serve_client
+from cluster.ai_models import load_ai_models
+from cluster.reconcile import Reconciler
+from cluster.settings import Device
+from cluster.supply import autoscaler_most
+
+PAUSE_S = 0.5
+
+
+def run(
+    source: str,
+    *,
+    ray_address: str,
+    models_dir: Path,
+    device: Device,
+    autoscaler_gpus: str | None,
+) -> int:
+    """Validates, deploys what differs and returns before the models are loaded.
+
+    Raises:
+        ConfigError: the aiModels.json has problems, or a flag; nothing was changed.
+        ClusterUnreachable: there is no cluster at the address, or it went away.
+    """
+    logs.configure(as_json=False)
+    models = load_ai_models(source)
+    for warning in models.warnings:
+        print(warning, file=sys.stderr)
+    reconciler = Reconciler(
+        models_dir=models_dir, device=device, most=autoscaler_most(autoscaler_gpus)
+    )
+    serve_client.connect(ray_address)
+    with serve_client.reachable():
+        changed = reconciler.step(models.models, retry_failed=True)
+        while changed or reconciler.waiting:
+            time.sleep(PAUSE_S)
+            changed = reconciler.step(models.models)
+    print("deployed; the models load now, `livepeer-ray status` shows them")
+    return 0

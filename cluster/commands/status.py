@@ -1,0 +1,74 @@
+"""`livepeer-ray status`: models, nodes and registrations, as they are now."""
+
+import contextlib
+import http.client
+import json
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from cluster import serve_client
+from cluster.settings import host_port
+from cluster.status import document, table
+
+EVERY_S = 2.0
+BRIDGE_TIMEOUT_S = 2.0
+
+CLEAR = "\x1b[H\x1b[2J"
+
+
+def run(*, ray_address: str, bridge: tuple[str, int] | None, as_json: bool, watch: bool) -> int:
+    """Prints the state once, or again and again.
+
+    Args:
+        ray_address: of the cluster.
+        bridge: where a bridge tells its state; None not to ask.
+        as_json: one JSON object a time, on a line of its own when watching.
+        watch: go on until interrupted.
+
+    Raises:
+        ClusterUnreachable: there is no cluster at the address, or it went away.
+    """
+    serve_client.connect(ray_address)
+    while True:
+        state = None if bridge is None else _ask(bridge)
+        with serve_client.reachable():
+            status = document(
+                applications=serve_client.details()["applications"],
+                nodes=serve_client.nodes(),
+                bridge=state,
+            )
+        if as_json:
+            print(json.dumps(status, indent=None if watch else 2), flush=True)
+        else:
+            clear = CLEAR if watch and sys.stdout.isatty() else ""
+            print(f"{clear}{table(status)}", flush=True)
+            if state is None:
+                print(f"\n{_no_bridge(bridge)}", flush=True)
+        if not watch:
+            return 0
+        time.sleep(EVERY_S)
+
+
+def _ask(bridge: tuple[str, int]) -> Mapping[str, Any] | None:
+    """What a bridge says of itself; None where none does."""
+    host, port = bridge
+    connection = http.client.HTTPConnection(host, port, timeout=BRIDGE_TIMEOUT_S)
+    with contextlib.closing(connection):
+        try:
+            connection.request("GET", "/state")
+            state: Mapping[str, Any] = json.loads(connection.getresponse().read())
+        except (OSError, http.client.HTTPException, ValueError):
+            return None
+    # Somebody else may listen there.
+    return state if {"models", "registrations"} <= set(state) else None
+
+
+def _no_bridge(bridge: tuple[str, int] | None) -> str:
+    if bridge is None:
+        return "no bridge was asked (--state-listen none)"
+    return (
+        f"no bridge answers on {host_port(bridge)}: what is in flight, advertised and registered "
+        "is not known; run this on the bridge's machine, with its --state-listen"
+    )

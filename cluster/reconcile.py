@@ -1,0 +1,158 @@
+"""Keeps a cluster's Serve applications those that the aiModels.json asks for.
+
+`Reconciler.step` compares and deploys what differs. It is asked again and again, so whatever
+changed is seen at the next step: the file, the GPUs of the cluster, applications that somebody
+removed or that went with a Serve that was shut down.
+
+Order of a change: new and changed models are deployed at once; models that left the file stay
+for `LEAVE_S`, in which the bridge, which follows the same file, stops advertising them. Their
+running jobs are finished by Serve, whose replicas shut down gracefully (`deployments.app`).
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster import serve_client
+from cluster.ai_models import AIModel
+from cluster.placement import UNBOUNDED, GPUNode, Lacking, Placement, place
+from cluster.serve_config import app_name, on_ray, serve_config
+from cluster.settings import Device
+from cluster.supply import supply
+
+logger = logging.getLogger(__name__)
+
+LEAVE_S = 5.0
+"""For the bridge to look at the file (1 s), to register anew (0.5 s to bundle changes, and a
+handshake of as long) and to close the old registration once it is quiet."""
+
+
+class Reconciler:
+    """What was deployed, and what has to be said about it only once."""
+
+    def __init__(
+        self,
+        *,
+        models_dir: Path,
+        device: Device,
+        most: Sequence[GPUNode] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Deploys nothing yet; see `step`.
+
+        Args:
+            models_dir: Hugging Face cache, at the same path on every node.
+            device: where models run.
+            most: the cluster's GPU machines when its autoscaler has added all it may.
+            clock: in seconds.
+        """
+        self._models_dir = models_dir
+        self._device = device
+        self._most = most
+        self._clock = clock
+        self._gpus: bool | None = None
+        self._lacking: tuple[Lacking, ...] = ()
+        self._deployed: dict[str, Any] | None = None
+        self._leaving: dict[str, float] = {}
+        """Since when they are not wanted any more."""
+        self._retried: set[str] = set()
+
+    def step(self, models: Sequence[AIModel], *, retry_failed: bool = False) -> bool:
+        """Deploys if the cluster is not as it should be.
+
+        Args:
+            models: the aiModels.json.
+            retry_failed: start those anew that Serve has given up. Serve itself does not try
+                again when the same application is deployed again; what failed for want of its
+                files has to be removed first.
+
+        Returns:
+            Whether anything was deployed.
+
+        Raises:
+            RayError: the cluster does not answer.
+        """
+        placement = self._place(models)
+        config = serve_config(placement, models_dir=self._models_dir, gpus=bool(self._gpus))
+        wanted = {application["name"] for application in config["applications"]}
+        there = serve_client.details()["applications"]
+        config["applications"] += self._staying(wanted, there)
+        if retry_failed:
+            self._retried |= _given_up(models)
+        # Until they are gone; the step after that deploys them anew.
+        self._retried &= there.keys()
+        config["applications"] = [
+            application
+            for application in config["applications"]
+            if application["name"] not in self._retried
+        ]
+        if config == self._deployed and wanted - self._retried <= there.keys():
+            return False
+        self._say(config, there)
+        serve_client.deploy(config)
+        self._deployed = config
+        return True
+
+    def _say(self, config: Mapping[str, Any], there: Mapping[str, Any]) -> None:
+        ours = (
+            {app["name"]: app for app in self._deployed["applications"]} if self._deployed else {}
+        )
+        for application in config["applications"]:
+            name = application["name"]
+            if name not in there:
+                logger.info("deploying %s", name)
+            elif application != ours.get(name, there[name]["deployed_app_config"]):
+                logger.info("deploying %s, which has changed", name)
+        for name in sorted(self._retried):
+            logger.info("trying %s again, which Serve has given up", name)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether applications are to be removed, before the cluster is as it should be."""
+        return bool(self._leaving or self._retried)
+
+    def _staying(self, wanted: set[str], there: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The applications that have to leave, and may stay a little longer."""
+        now = self._clock()
+        for name in there.keys() - wanted:
+            self._leaving.setdefault(name, now)
+        for name in self._leaving.keys() - (there.keys() - wanted):
+            del self._leaving[name]
+        return [
+            config
+            for name, since in self._leaving.items()
+            if now - since < LEAVE_S and (config := there[name]["deployed_app_config"])
+        ]
+
+    def _place(self, models: Sequence[AIModel]) -> Placement:
+        """What fits on the cluster as it is now; what does not is said when that changes."""
+        available = supply(serve_client.node_resources(), self._most)
+        if self._gpus is None and self._device is Device.AUTO and not available.gpus:
+            logger.warning(
+                "the cluster has no GPU, so models run on its CPUs until one joins; to have them "
+                "wait for it, say --device gpu"
+            )
+        # Once seen, GPUs are expected back: a node that is away for a moment must not move its
+        # models to the CPUs of the others.
+        self._gpus = self._gpus or self._device.gpus(available.gpus)
+        # Where GPUs are wanted and there is none yet, replicas wait for the first machine that has.
+        bounded = self._gpus and available.gpus > 0
+        placement = place(on_ray(models), supply=available if bounded else UNBOUNDED)
+        if placement.lacking != self._lacking:
+            for lacking in placement.lacking:
+                logger.warning("%s", lacking)
+            if not placement.lacking:
+                logger.info("every entry has the GPUs that it wants")
+            self._lacking = placement.lacking
+        return placement
+
+
+def _given_up(models: Sequence[AIModel]) -> set[str]:
+    """Applications that Serve starts no more. Some serve all the same, on what they have."""
+    return {
+        app_name(key)
+        for key, status in serve_client.model_status(on_ray(models)).items()
+        if status.state == "DEPLOY_FAILED" and not status.running
+    }

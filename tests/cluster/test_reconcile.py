@@ -1,0 +1,183 @@
+"""What is deployed when the file, the GPUs or Serve change. On Ray itself: tests/e2e."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import serve_client
+from cluster.ai_models import AIModel, RayOptions
+from cluster.capacity import ModelStatus
+from cluster.reconcile import LEAVE_S, Reconciler
+from cluster.serve_config import app_name
+from cluster.settings import Device
+
+
+class Cluster:
+    """Stands for Ray and Serve, whose nodes and failures a test cannot otherwise time."""
+
+    def __init__(self) -> None:
+        self.gpus = 0.0
+        self.applications: dict[str, Any] = {}
+        self.failed: set[str] = set()
+        self.deployed: list[list[str]] = []
+        self.now = 0.0
+
+    def node_resources(self) -> list[dict[str, float]]:
+        return [{"CPU": 8.0, "GPU": self.gpus}]
+
+    def details(self) -> dict[str, Any]:
+        return {"applications": self.applications}
+
+    def deploy(self, config: Mapping[str, Any]) -> None:
+        self.deployed.append([application["name"] for application in config["applications"]])
+        self.applications = {
+            application["name"]: {"deployed_app_config": application}
+            for application in config["applications"]
+        }
+
+    def model_status(self, models: tuple[AIModel, ...]) -> dict[Any, ModelStatus]:
+        return {
+            model.key: ModelStatus(state="DEPLOY_FAILED" if name in self.failed else "RUNNING")
+            for model in models
+            if (name := app_name(model.key)) in self.applications
+        }
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    cluster = Cluster()
+    for name in ("node_resources", "details", "deploy", "model_status"):
+        monkeypatch.setattr(serve_client, name, getattr(cluster, name))
+    return cluster
+
+
+def reconciler(cluster: Cluster, device: Device = Device.CPU) -> Reconciler:
+    return Reconciler(models_dir=Path("/models"), device=device, clock=lambda: cluster.now)
+
+
+def model(name: str, **ray: Any) -> AIModel:
+    return AIModel(pipeline="llm", model_id=f"org/{name}", warm=True, ray=RayOptions(**ray))
+
+
+A, B, C = model("a"), model("b"), model("c")
+NAME_A, NAME_B, NAME_C = (app_name(one.key) for one in (A, B, C))
+
+
+def test_only_a_difference_is_deployed(cluster: Cluster) -> None:
+    keeper = reconciler(cluster)
+    assert keeper.step([A])
+    assert not keeper.step([A])
+    assert keeper.step([A, B])
+    assert keeper.step([A, model("b", max_ongoing_requests=4)])
+    assert cluster.deployed == [[NAME_A], [NAME_A, NAME_B], [NAME_A, NAME_B]]
+
+
+def test_what_somebody_removed_comes_back(cluster: Cluster) -> None:
+    keeper = reconciler(cluster)
+    keeper.step([A, B])
+    del cluster.applications[NAME_A]
+    assert keeper.step([A, B])
+    assert not keeper.step([A, B])
+
+
+def test_a_model_that_leaves_stays_until_it_is_advertised_no_more(cluster: Cluster) -> None:
+    keeper = reconciler(cluster)
+    keeper.step([A, B])
+    before = cluster.applications[NAME_B]
+    keeper.step([A, C])
+    assert cluster.deployed[-1] == [NAME_A, NAME_C, NAME_B]
+    assert cluster.applications[NAME_B] == before
+    assert keeper.waiting
+    cluster.now += LEAVE_S / 2
+    assert not keeper.step([A, C])
+    cluster.now += LEAVE_S / 2
+    assert keeper.step([A, C])
+    assert cluster.deployed[-1] == [NAME_A, NAME_C]
+    # Serve shows it while its jobs finish.
+    cluster.applications[NAME_B] = before
+    assert not keeper.step([A, C])
+    del cluster.applications[NAME_B]
+    assert not keeper.step([A, C])
+    assert not keeper.waiting
+
+
+def test_a_model_that_comes_back_in_time_was_never_away(cluster: Cluster) -> None:
+    keeper = reconciler(cluster)
+    keeper.step([A, B])
+    keeper.step([A])
+    cluster.now += LEAVE_S / 2
+    keeper.step([A, B])
+    cluster.now += LEAVE_S
+    assert not keeper.step([A, B])
+    assert all(NAME_B in names for names in cluster.deployed)
+
+
+def test_a_new_process_lets_them_leave_in_the_same_order(cluster: Cluster) -> None:
+    reconciler(cluster).step([A, B])
+    keeper = reconciler(cluster)
+    keeper.step([A])
+    assert cluster.deployed[-1] == [NAME_A, NAME_B]
+    cluster.now += LEAVE_S
+    keeper.step([A])
+    assert cluster.deployed[-1] == [NAME_A]
+
+
+def test_what_serve_gave_up_is_removed_and_deployed_anew(cluster: Cluster) -> None:
+    keeper = reconciler(cluster)
+    keeper.step([A, B])
+    cluster.failed = {NAME_B}
+    assert not keeper.step([A, B]), "not unasked"
+    gone = cluster.applications[NAME_B]
+    assert keeper.step([A, B], retry_failed=True)
+    assert cluster.deployed[-1] == [NAME_A]
+    cluster.applications[NAME_B] = gone
+    assert not keeper.step([A, B]), "it is still going"
+    del cluster.applications[NAME_B]
+    assert keeper.step([A, B])
+    assert cluster.deployed[-1] == [NAME_A, NAME_B]
+    assert not keeper.waiting
+
+
+def test_models_follow_the_gpus_and_what_lacks_is_said_when_it_changes(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    cluster.gpus = 1
+    keeper = reconciler(cluster, Device.GPU)
+    keeper.step([A, B])
+    keeper.step([A, B])
+    assert cluster.deployed == [[NAME_A]]
+    assert caplog.text.count("(llm org/b) lacks 1 GPU") == 1
+    cluster.gpus = 2
+    keeper.step([A, B])
+    assert cluster.deployed[-1] == [NAME_A, NAME_B]
+    assert "every entry has the GPUs that it wants" in caplog.text
+    cluster.gpus = 1
+    keeper.step([A, B])
+    assert caplog.text.count("(llm org/b) lacks 1 GPU") == 2
+    assert NAME_B in cluster.deployed[-1], "advertised until a moment ago"
+
+
+def test_auto_takes_gpus_when_they_come_and_does_not_fall_back(cluster: Cluster) -> None:
+    def asks_for() -> float:
+        (deployment,) = cluster.applications[NAME_A]["deployed_app_config"]["deployments"]
+        return float(deployment["ray_actor_options"]["num_gpus"])
+
+    keeper = reconciler(cluster, Device.AUTO)
+    keeper.step([A])
+    assert asks_for() == 0
+    cluster.gpus = 1
+    keeper.step([A])
+    assert asks_for() == 1
+    cluster.gpus = 0
+    keeper.step([A])
+    assert asks_for() == 1
+
+
+def test_where_gpus_are_wanted_and_none_is_there_replicas_wait(cluster: Cluster) -> None:
+    keeper = reconciler(cluster, Device.GPU)
+    keeper.step([A, B])
+    assert cluster.deployed == [[NAME_A, NAME_B]]

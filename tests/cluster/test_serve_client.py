@@ -1,0 +1,57 @@
+"""Serve's document read into replicas that count."""
+
+from typing import Any
+
+import pytest
+
+from cluster.capacity import ModelStatus
+from cluster.serve_client import application_status
+
+
+def application(*states: str, status: str = "RUNNING") -> dict[str, Any]:
+    """As the controller tells it: one replica per state, each on a node of its own."""
+    replicas = [
+        {"state": state, "actor_name": f"replica-{number}", "node_id": f"node-{number}"}
+        for number, state in enumerate(states)
+    ]
+    return {
+        "status": status,
+        "message": "",
+        "deployments": {
+            "model": {"message": "", "replicas": replicas, "deployment_config": {"num_replicas": 1}}
+        },
+    }
+
+
+def test_running_replicas_count() -> None:
+    assert application_status(application("RUNNING", "STARTING", "RUNNING")) == ModelStatus(
+        state="RUNNING",
+        running=2,
+        replicas=frozenset({("replica-0", "node-0"), ("replica-2", "node-2")}),
+    )
+
+
+@pytest.mark.parametrize("state", ["STARTING", "UPDATING", "STOPPING", "PENDING_MIGRATION"])
+def test_replicas_on_their_way_do_not(state: str) -> None:
+    status = application_status(application(state, "RUNNING"))
+    assert (status.running, status.rebuilding) == (1, False)
+
+
+def test_a_replica_that_has_no_node_yet_is_on_its_way() -> None:
+    waiting = application("STARTING")
+    del waiting["deployments"]["model"]["replicas"][0]["node_id"]
+    assert application_status(waiting).running == 0
+
+
+def test_replicas_that_a_new_controller_has_not_looked_at_are_nothing_new() -> None:
+    assert application_status(application("RECOVERING", "RUNNING")).rebuilding
+
+
+@pytest.mark.parametrize(
+    ("status", "rebuilding"), [("DEPLOYING", True), ("DEPLOY_FAILED", False), ("DELETING", False)]
+)
+def test_an_application_without_a_deployment_is_being_built_or_is_none(
+    status: str, rebuilding: bool
+) -> None:
+    seen = application_status({"status": status, "message": "", "deployments": {}})
+    assert (seen.running, seen.rebuilding) == (0, rebuilding)
