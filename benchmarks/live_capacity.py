@@ -117,8 +117,7 @@ def main() -> int:
 
 
 async def _measure(cluster: Cluster, arguments: argparse.Namespace) -> dict[str, Any]:
-    replicas = {DYING: 2, JOINING: 1, MANY: 0}
-    _deploy(replicas)
+    _deploy({DYING: 2, JOINING: 1})
     async with _worker(cluster.address) as worker:
         print("replicas that die and come back", flush=True)
         await worker.advertised(DYING, lambda slots: slots == 2)
