@@ -7,11 +7,8 @@ between their times is a difference between the two backends.
 
 import asyncio
 import contextlib
-import os
 import secrets
-import sys
 import time
-from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +20,7 @@ from pydantic import SecretStr
 
 from benchmarks.fixed_image import write_model
 from benchmarks.reference import ReferenceBackend
-from cluster import serve_client
+from cluster import programs, serve_client
 from cluster.ai_models import AIModel, ModelKey, RayOptions
 from cluster.backends.ray_serve import RayBackend
 from cluster.bridge.address import Address
@@ -57,14 +54,6 @@ GRACE_S = 10.0
 
 class BenchmarkFailed(LivepeerRayError):
     """Something did not work, so there are no figures."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Orchestrator:
-    """A loopback orchestrator in a process of its own."""
-
-    url: str
-    pid: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +154,7 @@ async def running_rig(pixels: NDArray[np.uint8]) -> AsyncIterator[Rig]:
     secret = secrets.token_hex(16)
     finished: asyncio.Queue[tuple[JobRecord, Timing]] = asyncio.Queue()
     delivery = _TimedDelivery(secret=SecretStr(secret))
-    async with running_orchestrator(secret) as orchestrator, Inputs() as inputs, delivery:
+    async with programs.orchestrator(secret=secret) as url, Inputs() as inputs, delivery:
         bridge = Bridge(
             backends={
                 OURS: RayBackend(),
@@ -178,7 +167,7 @@ async def running_rig(pixels: NDArray[np.uint8]) -> AsyncIterator[Rig]:
             on_finished=lambda record: finished.put_nowait((record, delivery.timing(record))),
         )
         registration = WorkerRegistration(
-            address=Address.parse(orchestrator.url),
+            address=Address.parse(url),
             secret=SecretStr(secret),
             version=NEWEST_KNOWN_VERSION,
             on_job=bridge.accept,
@@ -189,7 +178,7 @@ async def running_rig(pixels: NDArray[np.uint8]) -> AsyncIterator[Rig]:
         )
         try:
             connector = aiohttp.TCPConnector(ssl=False)  # the certificate is seconds old
-            async with aiohttp.ClientSession(orchestrator.url, connector=connector) as gateway:
+            async with aiohttp.ClientSession(url, connector=connector) as gateway:
                 await _registered(gateway, working)
                 yield Rig(gateway=gateway, finished=finished)
         finally:
@@ -225,32 +214,6 @@ async def _snapshots() -> AsyncIterator[Capacity]:
     watch = CapacityWatch(models=(MODEL,), read_status=serve_client.model_status)
     async for capacity in watch.snapshots():
         yield Capacity(models={**capacity.models, REFERENCE: imitation})
-
-
-@contextlib.asynccontextmanager
-async def running_orchestrator(secret: str) -> AsyncIterator[Orchestrator]:
-    """`livepeer-ray orchestrator` on a free port.
-
-    Raises:
-        BenchmarkFailed: it does not start.
-    """
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "cluster.cli", "orchestrator", "--listen", "127.0.0.1:0"),
-        stdout=PIPE,
-        env={**os.environ, "LIVEPEER_RAY_ORCH_SECRET": secret},
-    )
-    try:
-        if process.stdout is None:
-            raise RuntimeError("the orchestrator runs without a pipe")
-        words = (await process.stdout.readline()).decode().split()
-        url = next((word for word in words if word.startswith("https://")), None)
-        if url is None:
-            raise BenchmarkFailed("the loopback orchestrator did not start")
-        yield Orchestrator(url=url, pid=process.pid)
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.wait()
 
 
 async def _registered(gateway: aiohttp.ClientSession, working: "asyncio.Task[None]") -> None:
