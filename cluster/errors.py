@@ -3,7 +3,8 @@
     LivepeerRayError                      deployments/errors.py
     ├── ReplicaError                      raised in a replica; .http_status
     │   ├── BadRequest                      400
-    │   └── InferenceFailed                 500
+    │   ├── InferenceFailed                 500
+    │   └── ReplicaLost                     503
     ├── ModelError                        a replica that cannot load
     │   ├── ModelNotFound
     │   └── ModelBroken
@@ -36,6 +37,7 @@ from deployments.errors import (
     ModelError,
     ModelNotFound,
     ReplicaError,
+    ReplicaLost,
 )
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "OrchestratorUnreachable",
     "RegistrationError",
     "ReplicaError",
+    "ReplicaLost",
 ]
 
 

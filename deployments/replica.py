@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from deployments.errors import InferenceFailed, LivepeerRayError, ReplicaError
+from deployments.errors import InferenceFailed, LivepeerRayError, ReplicaError, ReplicaLost
 from deployments.loading import find_snapshot, model_errors, one_line, quiet_libraries
 from deployments.model_args import ModelArgs
 from deployments.schemas.base import Completed, Request, Result
@@ -57,6 +57,14 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
         self._encoders = ThreadPoolExecutor(ENCODER_THREADS, thread_name_prefix="encode")
         self._model_thread = self._model_executor.submit(threading.current_thread).result()
         self._model_executor.submit(self._start).result()
+
+    def find(self) -> Path:
+        """Returns the directory that holds the model's files.
+
+        Raises:
+            ModelNotFound: with the command that downloads them.
+        """
+        return find_snapshot(self.args.model_id, self.args.models_dir)
 
     @abstractmethod
     def load(self, snapshot: Path) -> None:
@@ -95,6 +103,7 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
         Raises:
             BadRequest: nobody could serve this request.
             InferenceFailed: the model raised, with the reason in one line.
+            ReplicaLost: the GPU is out of reach since an earlier request.
         """
         cancelled = threading.Event()
         try:
@@ -136,7 +145,7 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
                 )
         began = time.perf_counter()
         # Before the imports, so that a missing model is reported within a second.
-        snapshot = find_snapshot(args.model_id, args.models_dir)
+        snapshot = self.find()
         quiet_libraries()
         with model_errors(args.model_id, snapshot):
             self.load(snapshot)
@@ -159,6 +168,8 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
             if cancelled.is_set():
                 raise Cancelled
 
+        if self._device_fault is not None:
+            raise ReplicaLost(self._device_fault)
         started_s = time.perf_counter()
         try:
             raise_if_cancelled()

@@ -29,6 +29,7 @@ from cluster.errors import (
     JobFailed,
     JobRejected,
     ReplicaError,
+    ReplicaLost,
 )
 from cluster.serve_config import app_name
 from deployments.schemas.base import Chunk, Completed, Request, Result
@@ -100,6 +101,8 @@ def as_job_error(error: Exception, key: ModelKey) -> JobError:
         cause = error.cause
         if isinstance(cause, BadRequest):
             return JobRejected(str(cause))
+        if isinstance(cause, ReplicaLost):
+            return InsufficientCapacity(f"the replica of {key} broke down: {cause}")
         if isinstance(cause, ReplicaError):
             return JobFailed(str(cause))
         return JobFailed(f"{type(cause).__name__}: {_first_line(cause)}")

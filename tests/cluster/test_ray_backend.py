@@ -18,7 +18,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from cluster.ai_models import ModelKey
 from cluster.backends.ray_serve import as_job_error
 from cluster.errors import InsufficientCapacity, JobError, JobFailed, JobRejected
-from deployments.errors import BadRequest, InferenceFailed
+from deployments.errors import BadRequest, InferenceFailed, ReplicaLost
 
 KEY = ModelKey("text-to-image", "org/a")
 RAY: Any = exceptions
@@ -38,6 +38,7 @@ def from_replica(cause: Exception) -> RayTaskError:
     [
         (from_replica(BadRequest("width: no")), JobRejected, "width: no"),
         (from_replica(InferenceFailed("out of memory")), JobFailed, "out of memory"),
+        (from_replica(ReplicaLost("CUDA is broken")), InsufficientCapacity, "CUDA is broken"),
         (from_replica(KeyError("a bug")), JobFailed, "KeyError: 'a bug'"),
         (ActorDiedError(), InsufficientCapacity, "died while it ran"),
         (ActorUnavailableError("gone", None), InsufficientCapacity, "died while it ran"),
