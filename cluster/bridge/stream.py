@@ -20,9 +20,9 @@ SETTLE_S = 0.5
 call still open after this time. Refusals arrive within milliseconds (measured). An orchestrator
 that took us before takes us again, so then a round trip is enough."""
 
-FAREWELL_S, LAST_JOBS_S = 5.0, 0.25
+FAREWELL_S, LAST_JOBS_S = 5.0, 1.0
 """At the end: for the orchestrator to close its side, which takes it one round trip, and then
-for gRPC to hand out the jobs that have arrived."""
+for gRPC to hand out the jobs that have arrived: milliseconds, on a machine with time for it."""
 
 CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
     # The orchestrator knows a worker by its ip:port, so each registration has a connection of

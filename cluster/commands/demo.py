@@ -217,9 +217,6 @@ async def _slots(gateway: aiohttp.ClientSession) -> dict[str, int]:
     """The slots of each pipeline that the orchestrator knows of."""
     async with gateway.get("/status") as response:
         status = await response.json()
-    # While a new registration stands and the old one still does, everything counts twice.
-    if len(status["workers"]) != 1:
-        return {}
     return {
         pipeline: sum(model["capacity"] for model in models.values())
         for pipeline, models in status["capacity"].items()

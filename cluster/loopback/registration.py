@@ -86,7 +86,7 @@ class Registration:
         departure = asyncio.create_task(_watch_departure(receive, worker))
         try:
             while isinstance(event := await worker.outbox.get(), Outgoing):
-                written = connection.next_write()
+                written = connection.next_data()
                 await send_message(send, event.message.SerializeToString())
                 await asyncio.wait({written, departure}, return_when=asyncio.FIRST_COMPLETED)
                 if not written.done():

@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 _IDLE_S = 600.0
 """Go's HTTPIdleTimeout: a connection that closes sooner could surprise a worker that reuses it."""
 
+_FRAME_HEAD_BYTES, _DATA_FRAME = 9, 0
+
 _GOODBYE_S = 0.25
 """How long a client may take to close its side when the server stops."""
 
@@ -53,7 +55,7 @@ class Connection:
         """Takes the writer that does the work, and the reader of the other direction."""
         self._reader = reader
         self._writer = writer
-        self._next_write: asyncio.Future[None] | None = None
+        self._next_data: asyncio.Future[None] | None = None
         self.drain = writer.drain
         self.write_eof = writer.write_eof
         self.close = writer.close
@@ -61,19 +63,29 @@ class Connection:
         self.get_extra_info = writer.get_extra_info
         self.peer: str = format_peer(*(writer.get_extra_info("peername") or ("", 0))[:2])
 
-    def next_write(self) -> asyncio.Future[None]:
-        """Done as soon as something is written while the connection lives."""
-        if self._next_write is None:
-            self._next_write = asyncio.get_running_loop().create_future()
-        return self._next_write
+    def next_data(self) -> asyncio.Future[None]:
+        """Done as soon as HTTP/2 data is written while the connection lives."""
+        if self._next_data is None:
+            self._next_data = asyncio.get_running_loop().create_future()
+        return self._next_data
 
     def write(self, data: bytes) -> None:
         """Writes."""
         lives = not (self._reader.ended or self._writer.transport.is_closing())
-        if self._next_write is not None and lives:
-            self._next_write.set_result(None)
-            self._next_write = None
+        if self._next_data is not None and lives and _has_data_frame(data):
+            self._next_data.set_result(None)
+            self._next_data = None
         self._writer.write(data)
+
+
+def _has_data_frame(frames: bytes) -> bool:
+    """Tells a message from acknowledgements; hypercorn writes whole frames (RFC 9113, 4.1)."""
+    start = 0
+    while start < len(frames):
+        if frames[start + 3] == _DATA_FRAME:
+            return True
+        start += _FRAME_HEAD_BYTES + int.from_bytes(frames[start : start + 3])
+    return False
 
 
 class TLSServer:

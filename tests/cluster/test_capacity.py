@@ -31,6 +31,45 @@ def test_a_warm_model_without_a_replica_is_not_there() -> None:
     assert str(capacity) == "nothing"
 
 
+OTHER = ModelKey("upscale", "org/b")
+
+
+def known(slots: int, *, other: int = 0, warm: bool = True) -> Capacity:
+    found = {KEY: ModelCapacity(slots=slots, warm=warm)}
+    if other:
+        found[OTHER] = ModelCapacity(slots=other, warm=True)
+    return Capacity(models=found)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "added"),
+    [
+        (known(1), known(3), {KEY: ModelCapacity(slots=2, warm=True)}),
+        (known(1), known(1, other=2), {OTHER: ModelCapacity(slots=2, warm=True)}),
+        (Capacity(), known(1), {KEY: ModelCapacity(slots=1, warm=True)}),
+        (known(1), known(1), {}),
+    ],
+)
+def test_growth_is_what_came_on_top(
+    before: Capacity, after: Capacity, added: dict[ModelKey, ModelCapacity]
+) -> None:
+    growth = after.growth_over(before)
+    assert growth is not None
+    assert growth.models == added
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (known(2), known(1, other=3)),
+        (known(1, other=1), known(2)),
+        (known(1), known(2, warm=False)),
+    ],
+)
+def test_what_shrank_or_became_another_is_no_growth(before: Capacity, after: Capacity) -> None:
+    assert after.growth_over(before) is None
+
+
 def replica(count: int) -> ModelStatus:
     return ModelStatus(state="RUNNING", running=count)
 
@@ -146,15 +185,14 @@ async def test_a_broken_model_is_said_once_and_with_its_reason(
 
 
 async def test_other_models_can_be_configured(serve: Serve) -> None:
-    other = ModelKey("upscale", "org/b")
-    serve.status = {KEY: replica(2), other: replica(1)}
+    serve.status = {KEY: replica(2), OTHER: replica(1)}
     watching = CapacityWatch(models=models(), read_status=serve.read, interval_s=3600)
     snapshots = watching.snapshots()
     assert (await anext(snapshots)).models.keys() == {KEY}
     watching.configure(models("text-to-image:org/a:true,upscale:org/b:true"))
-    assert (await anext(snapshots)).models.keys() == {KEY, other}
+    assert (await anext(snapshots)).models.keys() == {KEY, OTHER}
     watching.configure(models("upscale:org/b:true"))
-    assert (await anext(snapshots)).models.keys() == {other}
+    assert (await anext(snapshots)).models.keys() == {OTHER}
 
 
 async def test_a_rebuilding_model_keeps_its_capacity_when_others_are_configured(

@@ -152,6 +152,12 @@ async def running(
             await asyncio.gather(task, return_exceptions=True)
 
 
+@pytest.fixture(autouse=True)
+def _ends_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every bridge waits for its last jobs at its end, and hardly a test has any."""
+    monkeypatch.setattr("cluster.bridge.stream.LAST_JOBS_S", 0.2)
+
+
 Ask = Callable[..., Coroutine[Any, Any, tuple[int, Any]]]
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from cluster.bridge.address import Address
 from cluster.bridge.job import Job
-from cluster.bridge.stream import open_stream
+from cluster.bridge.stream import LAST_JOBS_S, open_stream
 from cluster.capacity import Capacity
 from cluster.loopback import LoopbackOrchestrator, Worker
 from cluster.protocol import lp_rpc_pb2 as pb
@@ -48,6 +48,7 @@ async def until_advertised(orchestrator: LoopbackOrchestrator, wanted: Capacity)
 async def test_a_hundred_changes_under_load_lose_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
     # Every change is a registration of its own, and the next comes as soon as it is known.
     monkeypatch.setattr("cluster.bridge.registration.COALESCE_S", 0.0)
+    monkeypatch.setattr("cluster.bridge.stream.LAST_JOBS_S", LAST_JOBS_S)
     dice = random.Random(4)  # noqa: S311 - no secret
     statuses: Counter[int] = Counter()
     over = asyncio.Event()
