@@ -17,9 +17,7 @@ from ray.serve.handle import DeploymentHandle
 from cluster import serve_client
 from cluster.ai_models import AIModel, ModelKey, load_ai_models
 from cluster.capacity import ModelStatus
-from cluster.hardware import GPU
 from cluster.placement import place
-from cluster.replica_gpus import gpus_by_model
 from cluster.serve_config import app_name, serve_config
 from cluster.supply import supply
 from tests.e2e.conftest import ray_cluster
@@ -135,58 +133,3 @@ def test_a_killed_replica_is_loaded_again_on_a_card_of_its_own(on_gpus: Models) 
     after = on_gpus.places("org/two", at_once=8)
     assert victim not in after
     assert len(after) == len({place.gpus for place in after}) == 2
-
-
-def test_load_adds_a_replica_which_shares_the_card(on_gpus: Models) -> None:
-    on_gpus.until("org/half", 1)
-
-    def has_grown() -> bool:
-        on_gpus.places("org/half", at_once=2)
-        return on_gpus.status("org/half").running == 2
-
-    _until(has_grown)
-    _until(lambda: len(on_gpus.places("org/half", at_once=8)) == 2)
-    assert len({place.gpus for place in on_gpus.places("org/half", at_once=8)}) == 1
-
-
-def test_cold_models_take_turns_on_one_card(on_gpus: Models) -> None:
-    on_gpus.until("org/two", 2)
-    assert on_gpus.status("org/first").running == 0
-    (first,) = on_gpus.places("org/first")
-    (second,) = on_gpus.places("org/second")
-    assert first.gpus == second.gpus
-    assert on_gpus.status("org/first").running == 0
-    on_gpus.until("org/second", 0)
-    assert on_gpus.status("org/two").running == 2
-
-
-def test_hardware_is_the_cards_that_hold_the_model(on_gpus: Models) -> None:
-    on_gpus.until("org/two", 2)
-    two = {place.gpus for place in on_gpus.places("org/two", at_once=8)}
-    half = {place.gpus for place in on_gpus.places("org/half", at_once=8)}
-
-    def read(ids: Sequence[str]) -> dict[str, GPU]:
-        return {
-            card: GPU(id=card, name="", major=1, minor=0, memory_free_bytes=1, memory_total_bytes=2)
-            for card in ids
-        }
-
-    found = gpus_by_model(serve_client.model_status(on_gpus.models), read=read)
-    assert [gpu.id for gpu in found[key("org/two")]] == sorted(two)
-    assert [gpu.id for gpu in found[key("org/half")]] == sorted(half)
-    assert found[key("org/first")] == []
-
-
-def test_replicas_survive_that_others_come_and_go(on_gpus: Models) -> None:
-    on_gpus.until("org/two", 2)
-    before = on_gpus.places("org/two", at_once=8) | on_gpus.places("org/half", at_once=8)
-
-    def served() -> int:
-        return len(serve_client.model_status(on_gpus.models))
-
-    on_gpus.deploy([{"GPU": 3}])
-    _until(lambda: served() == 2)
-    on_gpus.deploy([{"GPU": 4}])
-    _until(lambda: served() == 4)
-    after = on_gpus.places("org/two", at_once=8) | on_gpus.places("org/half", at_once=8)
-    assert after >= before
