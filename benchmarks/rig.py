@@ -28,6 +28,7 @@ from cluster.ai_models import AIModel, ModelKey, RayOptions
 from cluster.backends.ray_serve import RayBackend
 from cluster.bridge.address import Address
 from cluster.bridge.bridge import Bridge, JobRecord
+from cluster.bridge.deadlines import Deadlines
 from cluster.bridge.event_stream import Stream
 from cluster.bridge.inputs import Inputs
 from cluster.bridge.job import Job
@@ -36,7 +37,7 @@ from cluster.bridge.results import Answer, Delivery
 from cluster.capacity import Capacity, CapacityWatch, ModelCapacity
 from cluster.errors import LivepeerRayError
 from cluster.serve_config import serve_config
-from cluster.settings import DEADLINE_S, NEWEST_KNOWN_VERSION
+from cluster.settings import NEWEST_KNOWN_VERSION
 
 SLOTS = 8
 """Jobs at a time, on either path."""
@@ -165,7 +166,7 @@ async def running_rig(pixels: NDArray[np.uint8]) -> AsyncIterator[Rig]:
             },
             inputs=inputs,
             delivery=delivery,
-            deadline_s=DEADLINE_S,
+            deadlines=Deadlines(),
             grace_s=GRACE_S,
             on_finished=lambda record: finished.put_nowait((record, delivery.timing(record))),
         )

@@ -10,6 +10,7 @@
     ├── JobError                          how a job is answered; .http_status, .network_text()
     │   ├── JobRejected                     400  nobody could serve it
     │   ├── InsufficientCapacity            503  somebody else should
+    │   │   └── ReplicaLost                       or another replica of ours; .died
     │   └── JobFailed                       500  our fault
     │       └── DeadlinePassed              504
     ├── ConfigError                       the operator has to change something; exit status 2
@@ -59,6 +60,7 @@ __all__ = [
     "OrchestratorUnreachable",
     "RegistrationError",
     "ReplicaError",
+    "ReplicaLost",
 ]
 
 
@@ -90,6 +92,21 @@ class InsufficientCapacity(JobError):
 
     http_status = 503
     _text = "insufficient capacity: {why}"
+
+
+class ReplicaLost(InsufficientCapacity):
+    """The replica went away under the job, which another one can run."""
+
+    def __init__(self, message: str, *, died: bool) -> None:
+        """Takes what happened.
+
+        Args:
+            message: for logs and, where nobody else runs the job, for the orchestrator.
+            died: its process ended, which the job itself may have caused; False where the node
+                is gone or does not answer.
+        """
+        super().__init__(message)
+        self.died = died
 
 
 class JobFailed(JobError):

@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from cluster.bridge.address import Address
+from cluster.bridge.deadlines import DEADLINE_S, Deadlines
 from cluster.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "LIVEPEER_RAY_"
@@ -30,9 +31,6 @@ DEFAULT_MODELS_DIR = "~/.lpData/models"
 
 NEWEST_KNOWN_VERSION = "0.9.1"
 """An orchestrator turns away workers older than itself; go-livepeer's newest release we know."""
-
-DEADLINE_S = 540.0
-"""Media saved later than 10 minutes after the job began is lost (go-livepeer's storage)."""
 
 GRACE_S = 120.0
 
@@ -60,7 +58,7 @@ class BridgeSettings:
     orch_fingerprint: str | None
     """SHA-256, lowercase hex."""
     advertise_version: str
-    deadline_s: float
+    deadlines: Deadlines
     grace_s: float
 
     def environment(self) -> dict[str, str]:
@@ -72,7 +70,7 @@ class BridgeSettings:
             "ORCH_SECRET": self.orch_secret.get_secret_value(),
             "ORCH_FINGERPRINT": self.orch_fingerprint or "",
             "ADVERTISE_VERSION": self.advertise_version,
-            "DEADLINE_S": str(self.deadline_s),
+            "DEADLINE_S": str(self.deadlines),
             "GRACE_S": str(self.grace_s),
         }
         return {ENVIRONMENT_PREFIX + name: value for name, value in values.items()}
@@ -158,7 +156,12 @@ def add_bridge_flags(parser: argparse.ArgumentParser) -> None:
         default=NEWEST_KNOWN_VERSION,
         help="go-livepeer version to register as; must not be older than the orchestrator's",
     )
-    add_flag(parser, "--deadline-s", default=f"{DEADLINE_S:g}", help="seconds for every job")
+    add_flag(
+        parser,
+        "--deadline-s",
+        default=f"{DEADLINE_S:g}",
+        help="seconds for every job; other ones for a pipeline as in 540,llm=120",
+    )
     add_flag(
         parser, "--grace-s", default=f"{GRACE_S:g}", help="seconds for running jobs at the end"
     )
@@ -179,7 +182,7 @@ def bridge_settings(arguments: argparse.Namespace) -> BridgeSettings:
         orch_secret=read_secret(arguments.orch_secret),
         orch_fingerprint=_fingerprint(arguments.orch_fingerprint),
         advertise_version=_version(arguments.advertise_version),
-        deadline_s=_seconds("--deadline-s", arguments.deadline_s, minimum_s=1),
+        deadlines=Deadlines.parse(arguments.deadline_s),
         grace_s=_seconds("--grace-s", arguments.grace_s, minimum_s=0),
     )
 

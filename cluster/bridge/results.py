@@ -11,7 +11,9 @@ import logging
 import random
 import secrets
 import ssl
+from collections import defaultdict
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import ClassVar
@@ -19,6 +21,7 @@ from typing import ClassVar
 import aiohttp
 from pydantic import SecretStr
 
+from cluster.bridge.address import Address
 from cluster.bridge.event_stream import Stream
 from cluster.bridge.job import Job
 from cluster.errors import JobError
@@ -39,6 +42,10 @@ own timeouts do not watch an upload."""
 
 RETRY_FIRST_S, RETRY_MAX_S = 0.25, 10.0
 
+MAX_REFUSALS = 64
+"""Errors on their way to one orchestrator. Results are bounded by the slots, refusals of what is
+beyond them by nothing else, and each takes a connection."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
@@ -46,6 +53,8 @@ class Answer:
 
     content_type: str
     pieces: tuple[bytes, ...]
+    refuses: bool = False
+    """Whether it is an error, so that nothing bounds the number of such answers."""
 
     begun: ClassVar[bool] = False
     """Never: it can be sent again from its start."""
@@ -94,6 +103,7 @@ def failure(error: JobError, pipeline: str) -> Answer:
     return Answer(
         content_type="livepeer/ai-worker-error",
         pieces=(error.network_text(pipeline).encode(),),
+        refuses=True,
     )
 
 
@@ -119,12 +129,15 @@ class Delivery:
         """Takes the orchestrator's secret."""
         self._secret = secret
         self._http: aiohttp.ClientSession | None = None
+        self._refusals: defaultdict[Address, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(MAX_REFUSALS)
+        )
 
     async def __aenter__(self) -> "Delivery":
         """Opens the connection pool."""
         self._http = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
-            # One connection per answer in flight: the number of slots bounds them.
+            # One connection per answer in flight: slots and MAX_REFUSALS bound them.
             connector=aiohttp.TCPConnector(limit=0),
         )
         return self
@@ -146,7 +159,9 @@ class Delivery:
         pause_s = RETRY_FIRST_S
         while True:
             try:
-                status, reply = await self._post(job, answer)
+                refuses = isinstance(answer, Answer) and answer.refuses
+                async with self._refusals[job.peer.address] if refuses else nullcontext():
+                    status, reply = await self._post(job, answer)
             except aiohttp.ClientConnectorCertificateError as error:
                 # The connection trusts the certificate that this job came with, and no other.
                 logger.warning(

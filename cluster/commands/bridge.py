@@ -62,7 +62,7 @@ async def _run(settings: BridgeSettings, models: tuple[AIModel, ...], *, supervi
             backends={model.key: backend for model in models},
             inputs=inputs,
             delivery=delivery,
-            deadline_s=settings.deadline_s,
+            deadlines=settings.deadlines,
             grace_s=settings.grace_s,
         )
         registration = WorkerRegistration(

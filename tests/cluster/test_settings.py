@@ -57,7 +57,7 @@ def test_bad_addresses_are_named(text: str) -> None:
 
 def test_defaults() -> None:
     settings = parse(*ENOUGH)
-    assert settings.deadline_s == 540.0
+    assert settings.deadlines.of("llm") == 540.0
     assert settings.advertise_version == "0.9.1"
     assert settings.orch_fingerprint is None
     assert settings.ray_address == "auto"
@@ -69,12 +69,21 @@ def test_each_flag_has_a_variable_and_the_flag_wins(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("LIVEPEER_RAY_DEADLINE_S", "12.5")
     settings = parse()
     assert settings.orch_addr == Address("from-environment", 1)
-    assert settings.deadline_s == 12.5
-    assert parse("--deadline-s", "3").deadline_s == 3.0
+    assert settings.deadlines.of("llm") == 12.5
+    deadlines = parse("--deadline-s", "3,llm=5").deadlines
+    assert (deadlines.of("upscale"), deadlines.of("llm")) == (3.0, 5.0)
 
 
 def test_a_child_process_reads_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = parse(*ENOUGH, "--orch-fingerprint", "AB:" * 31 + "AB", "--grace-s", "7")
+    settings = parse(
+        *ENOUGH,
+        "--orch-fingerprint",
+        "AB:" * 31 + "AB",
+        "--grace-s",
+        "7",
+        "--deadline-s",
+        "9,llm=5",
+    )
     for name, value in settings.environment().items():
         monkeypatch.setenv(name, value)
     assert parse() == settings
@@ -105,8 +114,10 @@ def test_the_secret_is_in_no_repr() -> None:
         (["--orch-addr", "host:1"], "--orch-secret is missing"),
         ([*ENOUGH, "--orch-fingerprint", "abc"], "--orch-fingerprint: want 64 hex digits"),
         ([*ENOUGH, "--advertise-version", "new"], "--advertise-version: want a version"),
-        ([*ENOUGH, "--deadline-s", "soon"], "--deadline-s: want seconds"),
-        ([*ENOUGH, "--deadline-s", "nan"], "--deadline-s: want seconds"),
+        ([*ENOUGH, "--deadline-s", "soon"], "--deadline-s: want 1 to 840 seconds, got 'soon'"),
+        ([*ENOUGH, "--deadline-s", "nan"], "--deadline-s: want 1 to 840 seconds"),
+        ([*ENOUGH, "--deadline-s", "900"], "cost the worker its registration"),
+        ([*ENOUGH, "--deadline-s", "60,llama=5"], "--deadline-s: no pipeline 'llama'"),
         ([*ENOUGH, "--grace-s", "-1"], "--grace-s: want seconds"),
     ],
 )

@@ -201,6 +201,15 @@ async def test_a_reader_that_goes_away_frees_its_slot(replica: LLMReplica) -> No
     await replica.check_health()
 
 
+async def test_an_answer_past_its_deadline_is_stopped(replica: LLMReplica) -> None:
+    with pytest.raises(InferenceFailed, match="stopped after 0 s"):
+        await replica.run(chat(max_tokens=500), timeout_s=0.05)
+    chunks = [chunk async for chunk in replica.stream(chat(max_tokens=500), timeout_s=0.05)]
+    assert chunks[-1].finish_reason == "length"
+    assert 0 < chunks[-1].usage.completion_tokens < 500
+    await idle(replica)
+
+
 async def test_cancelling_at_every_moment_harms_nobody(replica: LLMReplica) -> None:
     alone = await answer(replica, chat("steady", max_tokens=60))
     steady = asyncio.create_task(answer(replica, chat("steady", max_tokens=60)))

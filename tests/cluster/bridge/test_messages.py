@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from cluster.ai_models import ModelKey
 from cluster.bridge.address import Address
-from cluster.bridge.admission import Admission
 from cluster.bridge.capabilities import capabilities, hardware
 from cluster.bridge.job import Job, read_work
 from cluster.bridge.peer import Peer
@@ -160,31 +159,3 @@ def test_any_request_is_within_the_bounds_or_rejected(request: dict[str, object]
     assert 64 <= found.width <= 2048
     assert found.width % 8 == 0
     assert 1 <= found.num_images_per_prompt <= 10
-
-
-def test_admission_counts_per_model() -> None:
-    admission = Admission()
-    with pytest.raises(InsufficientCapacity, match="has no replica now"), admission.slot(A):
-        pass
-    admission.update(
-        Capacity(
-            models={A: ModelCapacity(slots=2, warm=True), B: ModelCapacity(slots=1, warm=True)}
-        )
-    )
-    with admission.slot(A), admission.slot(A), admission.slot(B):
-        with pytest.raises(InsufficientCapacity, match=r"all 2 slots of .* are taken"):
-            admission.slot(A).__enter__()
-        # Less capacity takes no slot away, but gives none either.
-        admission.update(Capacity(models={A: ModelCapacity(slots=1, warm=True)}))
-    with admission.slot(A), pytest.raises(InsufficientCapacity):
-        admission.slot(A).__enter__()
-
-
-def test_a_slot_is_free_again_after_a_failure() -> None:
-    admission = Admission()
-    admission.update(Capacity(models={A: ModelCapacity(slots=1, warm=True)}))
-    for _ in range(3):
-        with pytest.raises(ZeroDivisionError), admission.slot(A):
-            _ = 1 / 0
-    with admission.slot(A):
-        pass
