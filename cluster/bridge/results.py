@@ -40,6 +40,9 @@ STALL_TIMEOUT_S = 60.0
 """Without progress: a slice taken, or the reply, which comes as soon as all is read. aiohttp's
 own timeouts do not watch an upload."""
 
+MAX_REPLY_BYTES = 200
+"""Of the orchestrator's words, which are for the log."""
+
 RETRY_FIRST_S, RETRY_MAX_S = 0.25, 10.0
 
 MAX_REFUSALS = 64
@@ -212,4 +215,6 @@ class Delivery:
                 allow_redirects=False,
             ) as response,
         ):
-            return response.status, (await response.text(errors="replace"))[:200]
+            # Of a reply that never ends, its beginning will do.
+            reply = await response.content.read(MAX_REPLY_BYTES)
+            return response.status, reply.decode("utf-8", "replace")
