@@ -178,7 +178,7 @@ async def running_rig(pixels: NDArray[np.uint8]) -> AsyncIterator[Rig]:
         )
         stop = asyncio.Event()
         working = asyncio.create_task(
-            bridge.run(registration=registration, snapshots=_snapshots(), stop=stop)
+            bridge.run(registrations=[registration], snapshots=_snapshots(), stop=stop)
         )
         try:
             connector = aiohttp.TCPConnector(ssl=False)  # the certificate is seconds old

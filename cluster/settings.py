@@ -48,15 +48,24 @@ class Device(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Orchestrator:
+    """One orchestrator to work for."""
+
+    address: Address
+    fingerprint: str | None = None
+    """SHA-256 of its certificate, lowercase hex; None to trust the one that it presents."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BridgeSettings:
     """What the bridge needs."""
 
     ai_models: str
     ray_address: str
-    orch_addr: Address
+    orchestrators: tuple[Orchestrator, ...]
+    """At least one."""
     orch_secret: SecretStr
-    orch_fingerprint: str | None
-    """SHA-256, lowercase hex."""
+    """The same for all of them."""
     advertise_version: str
     deadlines: Deadlines
     grace_s: float
@@ -66,9 +75,9 @@ class BridgeSettings:
         values = {
             "AI_MODELS": self.ai_models,
             "RAY_ADDRESS": self.ray_address,
-            "ORCH_ADDR": self.orch_addr.url,
+            "ORCH_ADDR": ",".join(each.address.url for each in self.orchestrators),
             "ORCH_SECRET": self.orch_secret.get_secret_value(),
-            "ORCH_FINGERPRINT": self.orch_fingerprint or "",
+            "ORCH_FINGERPRINT": ",".join(each.fingerprint or "" for each in self.orchestrators),
             "ADVERTISE_VERSION": self.advertise_version,
             "DEADLINE_S": str(self.deadlines),
             "GRACE_S": str(self.grace_s),
@@ -138,7 +147,7 @@ def add_bridge_flags(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="HOST:PORT of the cluster, or auto for the one on this machine",
     )
-    add_flag(parser, "--orch-addr", help="HOST:PORT of the orchestrator")
+    add_flag(parser, "--orch-addr", help="HOST:PORT of the orchestrator; of several, with commas")
     add_flag(
         parser,
         "--orch-secret",
@@ -148,7 +157,8 @@ def add_bridge_flags(parser: argparse.ArgumentParser) -> None:
     add_flag(
         parser,
         "--orch-fingerprint",
-        help="SHA-256 of its certificate; without, the one it presents is trusted",
+        help="SHA-256 of its certificate, or one each in the same order; without, the one it "
+        "presents is trusted",
     )
     add_flag(
         parser,
@@ -178,9 +188,8 @@ def bridge_settings(arguments: argparse.Namespace) -> BridgeSettings:
     return BridgeSettings(
         ai_models=arguments.ai_models,
         ray_address=arguments.ray_address,
-        orch_addr=Address.parse(arguments.orch_addr),
+        orchestrators=_orchestrators(arguments.orch_addr, arguments.orch_fingerprint or ""),
         orch_secret=read_secret(arguments.orch_secret),
-        orch_fingerprint=_fingerprint(arguments.orch_fingerprint),
         advertise_version=_version(arguments.advertise_version),
         deadlines=Deadlines.parse(arguments.deadline_s),
         grace_s=_seconds("--grace-s", arguments.grace_s, minimum_s=0),
@@ -240,7 +249,23 @@ def _existing_file(value: str) -> Path | None:
         return None
 
 
-def _fingerprint(value: str | None) -> str | None:
+def _orchestrators(addresses: str, fingerprints: str) -> tuple[Orchestrator, ...]:
+    parsed = [Address.parse(text.strip()) for text in addresses.split(",")]
+    if len(set(parsed)) < len(parsed):
+        raise ConfigError(f"--orch-addr: {addresses!r} names one of them twice")
+    pins = fingerprints.split(",") if fingerprints else [""] * len(parsed)
+    if len(pins) != len(parsed):
+        raise ConfigError(
+            f"--orch-fingerprint: {len(pins)} for {len(parsed)} orchestrators; want one each, "
+            "in the order of --orch-addr, or none"
+        )
+    return tuple(
+        Orchestrator(address=address, fingerprint=_fingerprint(pin.strip()))
+        for address, pin in zip(parsed, pins, strict=True)
+    )
+
+
+def _fingerprint(value: str) -> str | None:
     if not value:
         return None
     digits = value.replace(":", "").lower()

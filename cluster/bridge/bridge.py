@@ -13,7 +13,7 @@ Order of the end, and why:
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
@@ -28,7 +28,13 @@ from cluster.bridge.journal import Journal
 from cluster.bridge.results import Answer, Delivery, failure, success
 from cluster.bridge.retry import Retries
 from cluster.capacity import Capacity
-from cluster.errors import DeadlinePassed, InsufficientCapacity, JobError, JobFailed
+from cluster.errors import (
+    DeadlinePassed,
+    InsufficientCapacity,
+    JobError,
+    JobFailed,
+    RegistrationError,
+)
 from deployments.schemas.base import Completed, Result
 
 logger = logging.getLogger(__name__)
@@ -132,36 +138,57 @@ class Bridge:
     async def run(
         self,
         *,
-        registration: Registration,
+        registrations: Sequence[Registration],
         snapshots: AsyncIterator[Capacity],
         stop: asyncio.Event,
     ) -> None:
         """Works until `stop` is set, then ends in the order that the module's docstring gives.
 
-        Raises:
-            RegistrationError: a fatal one; running jobs are finished and answered first.
-        """
-        working = {
-            asyncio.create_task(registration.run(), name="registration"),
-            asyncio.create_task(self._follow(snapshots, registration), name="capacity"),
-        }
-        stopping = asyncio.create_task(stop.wait(), name="stop")
-        try:
-            await asyncio.wait({*working, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (*working, stopping):
-                task.cancel()
-            ended = await asyncio.gather(*working, return_exceptions=True)
-            await self._drain()
-        for result in ended:
-            if isinstance(result, Exception):
-                raise result
+        Args:
+            registrations: all are told the whole capacity. One that fails leaves the others be.
+            snapshots: the capacity, whenever it changes.
+            stop: to be set from outside.
 
-    async def _follow(self, snapshots: AsyncIterator[Capacity], registration: Registration) -> None:
+        Raises:
+            RegistrationError: no registration is left, and this is why; running jobs are
+                finished and answered first.
+        """
+        working: set[asyncio.Task[None]] = {
+            asyncio.create_task(registration.run(), name="registration")
+            for registration in registrations
+        }
+        following = asyncio.create_task(self._follow(snapshots, registrations), name="capacity")
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        failure: BaseException | None = None
+        try:
+            while working and not failure and not stopping.done() and not following.done():
+                ended, _ = await asyncio.wait(
+                    {*working, following, stopping}, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in working & ended:
+                    working.discard(task)
+                    if working and isinstance(task.exception(), RegistrationError):
+                        logger.error("%s; going on with the others", task.exception())
+                    else:
+                        failure = task.exception()
+        finally:
+            tasks = (*working, following, stopping)
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            await self._drain()
+        for problem in (failure, *results):
+            if isinstance(problem, Exception):
+                raise problem
+
+    async def _follow(
+        self, snapshots: AsyncIterator[Capacity], registrations: Sequence[Registration]
+    ) -> None:
         async for capacity in snapshots:
             logger.info("capacity: %s", capacity)
             self._admission.update(capacity)
-            registration.announce(capacity)
+            for registration in registrations:
+                registration.announce(capacity)
 
     async def _drain(self) -> None:
         if self._jobs:

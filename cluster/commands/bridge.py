@@ -65,18 +65,21 @@ async def _run(settings: BridgeSettings, models: tuple[AIModel, ...], *, supervi
             deadlines=settings.deadlines,
             grace_s=settings.grace_s,
         )
-        registration = WorkerRegistration(
-            address=settings.orch_addr,
-            secret=settings.orch_secret,
-            version=settings.advertise_version,
-            pin=settings.orch_fingerprint,
-            on_job=bridge.accept,
-            read_hardware=lambda: hardware(
-                serve_client.gpus_by_model(serve_client.model_status(models))
-            ),
-        )
+        registrations = [
+            WorkerRegistration(
+                address=orchestrator.address,
+                secret=settings.orch_secret,
+                version=settings.advertise_version,
+                pin=orchestrator.fingerprint,
+                on_job=bridge.accept,
+                read_hardware=lambda: hardware(
+                    serve_client.gpus_by_model(serve_client.model_status(models))
+                ),
+            )
+            for orchestrator in settings.orchestrators
+        ]
         watch = CapacityWatch(models=models, read_status=lambda: serve_client.model_status(models))
-        await bridge.run(registration=registration, snapshots=watch.snapshots(), stop=stop)
+        await bridge.run(registrations=registrations, snapshots=watch.snapshots(), stop=stop)
     logger.info("bridge ended")
 
 

@@ -12,6 +12,7 @@ from cluster.errors import ConfigError
 from cluster.settings import (
     BridgeSettings,
     Device,
+    Orchestrator,
     add_bridge_flags,
     add_models_flags,
     bridge_settings,
@@ -59,7 +60,7 @@ def test_defaults() -> None:
     settings = parse(*ENOUGH)
     assert settings.deadlines.of("llm") == 540.0
     assert settings.advertise_version == "0.9.1"
-    assert settings.orch_fingerprint is None
+    assert settings.orchestrators[0].fingerprint is None
     assert settings.ray_address == "auto"
 
 
@@ -68,7 +69,7 @@ def test_each_flag_has_a_variable_and_the_flag_wins(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("LIVEPEER_RAY_ORCH_SECRET", SECRET)
     monkeypatch.setenv("LIVEPEER_RAY_DEADLINE_S", "12.5")
     settings = parse()
-    assert settings.orch_addr == Address("from-environment", 1)
+    assert settings.orchestrators == (Orchestrator(address=Address("from-environment", 1)),)
     assert settings.deadlines.of("llm") == 12.5
     deadlines = parse("--deadline-s", "3,llm=5").deadlines
     assert (deadlines.of("upscale"), deadlines.of("llm")) == (3.0, 5.0)
@@ -83,6 +84,21 @@ def test_a_child_process_reads_the_same_settings(monkeypatch: pytest.MonkeyPatch
         "7",
         "--deadline-s",
         "9,llm=5",
+    )
+    for name, value in settings.environment().items():
+        monkeypatch.setenv(name, value)
+    assert parse() == settings
+
+
+def test_several_orchestrators(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = "AB" * 32, "CD" * 32
+    secret = ["--orch-secret", SECRET]
+    settings = parse(
+        *secret, "--orch-addr", "a:1, http://b", "--orch-fingerprint", f"{first},{second}"
+    )
+    assert settings.orchestrators == (
+        Orchestrator(address=Address("a", 1), fingerprint=first.lower()),
+        Orchestrator(address=Address("b", 8935, tls=False), fingerprint=second.lower()),
     )
     for name, value in settings.environment().items():
         monkeypatch.setenv(name, value)
@@ -113,6 +129,12 @@ def test_the_secret_is_in_no_repr() -> None:
         (["--orch-secret", SECRET], "--orch-addr is missing"),
         (["--orch-addr", "host:1"], "--orch-secret is missing"),
         ([*ENOUGH, "--orch-fingerprint", "abc"], "--orch-fingerprint: want 64 hex digits"),
+        (["--orch-secret", SECRET, "--orch-addr", "a:1,a:1"], "names one of them twice"),
+        (["--orch-secret", SECRET, "--orch-addr", "a:1,"], "want HOST:PORT"),
+        (
+            [*ENOUGH, "--orch-fingerprint", f"{'ab' * 32},{'ab' * 32}"],
+            "--orch-fingerprint: 2 for 1 orchestrators",
+        ),
         ([*ENOUGH, "--advertise-version", "new"], "--advertise-version: want a version"),
         ([*ENOUGH, "--deadline-s", "soon"], "--deadline-s: want 1 to 840 seconds, got 'soon'"),
         ([*ENOUGH, "--deadline-s", "nan"], "--deadline-s: want 1 to 840 seconds"),

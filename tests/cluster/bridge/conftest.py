@@ -103,7 +103,7 @@ def capacity(**slots: int) -> Capacity:
 async def running(
     address: Address,
     first: Capacity,
-    *,
+    *others: Address,
     secret: str = SECRET,
     pin: str | None = None,
     deadline_s: float = 60.0,
@@ -133,20 +133,23 @@ async def running(
             journal=journal,
             on_finished=records.append,
         )
-        registration = WorkerRegistration(
-            address=address,
-            secret=SecretStr(secret),
-            version=version,
-            pin=pin,
-            on_job=bridge.accept,
-        )
+        registrations = [
+            WorkerRegistration(
+                address=where,
+                secret=SecretStr(secret),
+                version=version,
+                pin=pin,
+                on_job=bridge.accept,
+            )
+            for where in (address, *others)
+        ]
         task = asyncio.create_task(
-            bridge.run(registration=registration, snapshots=snapshots(), stop=stop)
+            bridge.run(registrations=registrations, snapshots=snapshots(), stop=stop)
         )
         try:
             yield Running(
                 backend=backend,
-                registration=registration,
+                registration=registrations[0],
                 stop=stop,
                 task=task,
                 capacities=capacities,

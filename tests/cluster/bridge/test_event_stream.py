@@ -191,7 +191,7 @@ async def rig(*, deadline_s: float = 60.0, grace_s: float = 5.0) -> AsyncIterato
             await asyncio.Event().wait()
 
         task = asyncio.create_task(
-            rig.bridge.run(registration=NoRegistration(), snapshots=snapshots(), stop=rig.stop)
+            rig.bridge.run(registrations=[NoRegistration()], snapshots=snapshots(), stop=rig.stop)
         )
         await has_capacity.wait()
         try:

@@ -105,7 +105,7 @@ async def test_ten_thousand_jobs_are_answered_in_bounded_memory(
             queue_s=60.0,
         )
         running = asyncio.create_task(
-            bridge.run(registration=NoRegistration(), snapshots=two_slots(), stop=stop)
+            bridge.run(registrations=[NoRegistration()], snapshots=two_slots(), stop=stop)
         )
         await asyncio.sleep(0.01)
         backend.hold.clear()
