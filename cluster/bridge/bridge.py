@@ -153,7 +153,7 @@ class Bridge:
             RegistrationError: no registration is left, and this is why; running jobs are
                 finished and answered first.
         """
-        working: set[asyncio.Task[None]] = {
+        working: set[asyncio.Task[Any]] = {
             asyncio.create_task(registration.run(), name="registration")
             for registration in registrations
         }
