@@ -10,7 +10,7 @@
     ├── JobError                          how a job is answered; .http_status, .network_text()
     │   ├── JobRejected                     400  nobody could serve it
     │   ├── InsufficientCapacity            503  somebody else should
-    │   │   └── ReplicaLost                       or another replica of ours; .died
+    │   │   └── ReplicaLost                       or another replica of ours; .dead
     │   └── JobFailed                       500  our fault
     │       └── DeadlinePassed              504
     ├── ConfigError                       the operator has to change something; exit status 2
@@ -97,16 +97,16 @@ class InsufficientCapacity(JobError):
 class ReplicaLost(InsufficientCapacity):
     """The replica went away under the job, which another one can run."""
 
-    def __init__(self, message: str, *, died: bool) -> None:
+    def __init__(self, message: str, *, dead: str = "") -> None:
         """Takes what happened.
 
         Args:
             message: for logs and, where nobody else runs the job, for the orchestrator.
-            died: its process ended, which the job itself may have caused; False where the node
-                is gone or does not answer.
+            dead: the replica whose process ended, which the job itself may have caused; empty
+                where its node is gone or does not answer.
         """
         super().__init__(message)
-        self.died = died
+        self.dead = dead
 
 
 class JobFailed(JobError):

@@ -111,9 +111,10 @@ def as_job_error(error: Exception, key: ModelKey) -> JobError:
             return JobFailed(str(cause))
         return JobFailed(f"{type(cause).__name__}: {_first_line(cause)}")
     if isinstance(error, AWAY):
-        return ReplicaLost(f"the node of {key}'s replica went away", died=False)
+        return ReplicaLost(f"the node of {key}'s replica went away")
     if isinstance(error, DEATHS):
-        return ReplicaLost(f"the replica of {key} died while it ran the job", died=True)
+        dead = getattr(error, "actor_id", None) or "unknown"
+        return ReplicaLost(f"the replica of {key} died while it ran the job", dead=dead)
     if isinstance(error, BackPressureError):
         return InsufficientCapacity(f"every replica of {key} is busy")
     if isinstance(error, DeploymentUnavailableError | ReplicaUnavailableError):

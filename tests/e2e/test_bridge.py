@@ -147,7 +147,7 @@ async def test_a_killed_replica_costs_no_job(
         await orchestrator.advertises({})
         await orchestrator.advertises({SECOND: 1})
         status, document = await asked
-        assert (status, len(document["images"])) == (200, 1)
+        assert status == 200, (document, bridge.output)
         assert "died while it ran the job; running it again" in bridge.output
         assert deployed.ray.replicas(SECOND) != {pid}
 
