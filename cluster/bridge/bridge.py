@@ -241,7 +241,7 @@ class Bridge:
         return success(completed.result)
 
     async def _run(self, work: Work, job: Job) -> Completed[Result] | Stream:
-        file = await self._inputs.fetch(job, work.input_url) if work.input_url else None
+        file = await self._inputs.fetch(job, work) if work.input_url else None
         request, backend = work.request(file), self._backends[work.key]
 
         async def attempt() -> Completed[Result] | Stream:

@@ -77,7 +77,9 @@ async def test_make_demo() -> None:
         with Image.open(picture) as image:
             size = f"{image.width}x{image.height}"
             assert image.getextrema() != ((0, 0),) * 3
-        await demo.says(rf"{picture.name}\s+seed \d+\s+{size}.*s in replica \w+")
+        await demo.says(rf"^text-to-image +[\d.]+ +[\d.]+ \w+ .*{picture.name}, {size}$")
+    page = (output / "index.html").read_text()
+    assert all(f'src="{picture.name}"' in page for picture in pictures)
 
 
 async def test_validate(deployed: Deployed) -> None:
