@@ -5,6 +5,7 @@ It spells a text by the spelling alphabet that is its model, whole or a letter a
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,10 +77,15 @@ class SpellingReplica(Replica[SpellingRequest, str, SpellingResult]):
         """Returns `5 letters`."""
         return f"{len(request.text) * request.times} letters"
 
-    async def stream(self, request: SpellingRequest) -> AsyncGenerator[Letter, None]:
+    async def stream(
+        self, request: SpellingRequest, *, timeout_s: float
+    ) -> AsyncGenerator[Letter, None]:
         """Spells a text, some letters a second."""
+        ends_at = time.monotonic() + timeout_s
         for _ in range(request.times):
             for letter in request.text:
+                if time.monotonic() > ends_at:
+                    return
                 yield Letter(word=self._word(letter), replica=self.replica_id, compute_s=0.0)
                 await asyncio.sleep(0.02)
         yield Letter(word="", finishes=True, replica=self.replica_id, compute_s=0.0)

@@ -22,6 +22,7 @@ from cluster.ai_models import AIModel, ModelKey, load_ai_models
 from cluster.backends.ray_serve import RayBackend
 from cluster.bridge.address import Address
 from cluster.bridge.bridge import Bridge
+from cluster.bridge.deadlines import Deadlines
 from cluster.bridge.inputs import Inputs
 from cluster.bridge.registration import WorkerRegistration
 from cluster.bridge.results import Delivery
@@ -42,6 +43,7 @@ KEY = ModelKey(SPELLING.name, "org/alphabet")
 SLOTS = 5
 """Of a replica, by Serve's default."""
 
+TIME_S = 60.0
 ENDLESS = SpellingRequest(text="ab", times=1_000_000)
 
 
@@ -99,7 +101,7 @@ async def bridge(orchestrator: LoopbackOrchestrator, model: AIModel) -> AsyncIte
             backends={model.key: RayBackend()},
             inputs=inputs,
             delivery=delivery,
-            deadline_s=60.0,
+            deadlines=Deadlines(default_s=TIME_S),
             grace_s=10.0,
         )
         registration = WorkerRegistration(
@@ -141,7 +143,7 @@ async def test_its_jobs_run_like_any_others(model: AIModel) -> None:
 
 
 async def spelled(backend: RayBackend, text: str) -> str:
-    completed = await backend.run(KEY, SpellingRequest(text=text))
+    completed = await backend.run(KEY, SpellingRequest(text=text), timeout_s=TIME_S)
     assert isinstance(completed.result, SpellingResult)
     return completed.result.text
 
@@ -149,7 +151,7 @@ async def spelled(backend: RayBackend, text: str) -> str:
 async def test_a_stream_arrives_in_order_and_ends(model: AIModel) -> None:
     assert model.key == KEY
     request = SpellingRequest(text="ab", times=2)
-    chunks = [chunk async for chunk in RayBackend().stream(KEY, request)]
+    chunks = [chunk async for chunk in RayBackend().stream(KEY, request, timeout_s=TIME_S)]
     assert [chunk.document()["text"] for chunk in chunks] == ["Alfa", "Bravo", "Alfa", "Bravo", ""]
     assert [chunk.finishes for chunk in chunks] == [False] * 4 + [True]
 
@@ -157,7 +159,7 @@ async def test_a_stream_arrives_in_order_and_ends(model: AIModel) -> None:
 @pytest.mark.parametrize("leaving", ["closes", "is cancelled"])
 async def test_a_consumer_that_leaves_frees_its_slot(model: AIModel, leaving: str) -> None:
     backend = RayBackend()
-    streams = [backend.stream(model.key, ENDLESS) for _ in range(SLOTS)]
+    streams = [backend.stream(model.key, ENDLESS, timeout_s=TIME_S) for _ in range(SLOTS)]
     try:
         for stream in streams:
             await anext(stream)
@@ -189,7 +191,7 @@ async def test_the_replicas_own_error_is_known_from_the_first_chunk_to_the_last(
     model: AIModel, text: str, before: list[str]
 ) -> None:
     received: list[str] = []
-    stream = RayBackend().stream(model.key, SpellingRequest(text=text))
+    stream = RayBackend().stream(model.key, SpellingRequest(text=text), timeout_s=TIME_S)
     with pytest.raises(JobRejected, match="text: 'c' is not in this alphabet"):
         await _read_on(stream, received)
     assert received == before
@@ -198,7 +200,7 @@ async def test_the_replicas_own_error_is_known_from_the_first_chunk_to_the_last(
 async def test_a_model_that_is_not_deployed(model: AIModel) -> None:
     other = model.key._replace(model_id="org/other")
     with pytest.raises(InsufficientCapacity, match="is not deployed"):
-        await anext(RayBackend().stream(other, ENDLESS))
+        await anext(RayBackend().stream(other, ENDLESS, timeout_s=TIME_S))
 
 
 async def test_a_replica_that_dies_in_mid_stream_ends_it_and_the_next_one_works(
@@ -206,7 +208,7 @@ async def test_a_replica_that_dies_in_mid_stream_ends_it_and_the_next_one_works(
 ) -> None:
     backend = RayBackend()
     (pid,) = ray.replicas(KEY.model_id, SPELLING.name)
-    async with aclosing(backend.stream(model.key, ENDLESS)) as stream:
+    async with aclosing(backend.stream(model.key, ENDLESS, timeout_s=TIME_S)) as stream:
         await anext(stream)
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(InsufficientCapacity, match=r"the replica of .* died"):
