@@ -114,7 +114,7 @@ async def bridge(orchestrator: LoopbackOrchestrator, model: AIModel) -> AsyncIte
             models=[model], read_status=lambda: serve_client.model_status((model,))
         )
         running = asyncio.create_task(
-            bridge.run(registration=registration, snapshots=watch.snapshots(), stop=stop)
+            bridge.run(registrations=[registration], snapshots=watch.snapshots(), stop=stop)
         )
         try:
             await orchestrator.wait_for_workers(lambda workers: bool(workers))
