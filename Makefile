@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-installs lint bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/livepeer-ray demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+# What Ray installs for single models: it needs a package index, a minute and 2 GB of disk.
+test-installs: $(INSTALLED)
+	$(BIN)/python -m pytest -m installs
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

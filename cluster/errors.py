@@ -3,7 +3,8 @@
     LivepeerRayError                      deployments/errors.py
     ├── ReplicaError                      raised in a replica; .http_status
     │   ├── BadRequest                      400
-    │   └── InferenceFailed                 500
+    │   ├── InferenceFailed                 500
+    │   └── ReplicaBroken                   503
     ├── ModelError                        a replica that cannot load
     │   ├── ModelNotFound
     │   └── ModelBroken
@@ -36,6 +37,7 @@ from deployments.errors import (
     ModelBroken,
     ModelError,
     ModelNotFound,
+    ReplicaBroken,
     ReplicaError,
 )
 
@@ -59,6 +61,7 @@ __all__ = [
     "OrchestratorRefused",
     "OrchestratorUnreachable",
     "RegistrationError",
+    "ReplicaBroken",
     "ReplicaError",
     "ReplicaLost",
 ]

@@ -12,6 +12,10 @@ import yaml
 
 from cluster.ai_models import AIModel, ModelKey
 from deployments.model_args import DEPLOYMENT, ModelArgs
+from deployments.registry import PIPELINES
+
+PIP_INSTALL_OPTIONS = ["--no-deps", "--disable-pip-version-check", "--no-cache-dir"]
+"""The first because pip would change what Ray itself runs on; the others are Ray's defaults."""
 
 
 def app_name(key: ModelKey) -> str:
@@ -56,6 +60,8 @@ def _application(model: AIModel, models_dir: Path, *, gpus: bool) -> dict[str, A
             pipeline=model.pipeline,
             model_id=model.model_id,
             models_dir=models_dir,
+            # None of the GPU (0) is the CPU, where it means nothing.
+            gpu_share=min(model.ray.num_gpus, 1) or 1,
             sfast=model.flags.sfast,
             deepcache=model.flags.deepcache,
         ).model_dump(mode="json"),
@@ -78,6 +84,9 @@ def _actor_options(model: AIModel, *, gpus: bool) -> dict[str, Any]:
     options: dict[str, Any] = {"num_gpus": model.ray.num_gpus}
     if model.ray.accelerator_type:
         options["accelerator_type"] = model.ray.accelerator_type
+    if variant := PIPELINES[model.pipeline].variant(model.model_id):
+        pip = {"packages": list(variant.packages), "pip_install_options": PIP_INSTALL_OPTIONS}
+        options["runtime_env"] = {"pip": pip}
     return options
 
 

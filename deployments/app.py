@@ -30,7 +30,7 @@ def build(args: ModelArgs) -> serve.Application:
     Raises:
         ValueError: for a pipeline that is not in the registry.
     """
-    return application(replica_class(args.pipeline), args)
+    return application(replica_class(args.pipeline, args.model_id), args)
 
 
 def application(replica: type[Replica[Any, Any, Any]], args: ModelArgs) -> serve.Application:
@@ -48,8 +48,8 @@ def application(replica: type[Replica[Any, Any, Any]], args: ModelArgs) -> serve
     return deployment(replica).bind(args=args)
 
 
-def replica_class(pipeline: str) -> type[Replica[Any, Any, Any]]:
-    """Imports the replica class of a pipeline.
+def replica_class(pipeline: str, model_id: str = "") -> type[Replica[Any, Any, Any]]:
+    """Imports the replica class of a pipeline, or of the variant that a model needs.
 
     Raises:
         ValueError: there is no such pipeline.
@@ -57,8 +57,9 @@ def replica_class(pipeline: str) -> type[Replica[Any, Any, Any]]:
     """
     if pipeline not in PIPELINES:
         raise ValueError(f"no pipeline {pipeline!r}; there are: {', '.join(PIPELINES)}")
-    module, _, name = PIPELINES[pipeline].replica.partition(":")
+    path = (PIPELINES[pipeline].variant(model_id) or PIPELINES[pipeline]).replica
+    module, _, name = path.partition(":")
     found = getattr(importlib.import_module(module), name)
     if not (isinstance(found, type) and issubclass(found, Replica)):
-        raise TypeError(f"{PIPELINES[pipeline].replica} is not a Replica")
+        raise TypeError(f"{path} is not a Replica")
     return found

@@ -6,7 +6,8 @@ transformers 5.23, and holds the shape of this module:
 
 - Sampling parameters that it does not check end its thread and every request in it, so they
   are brought into its domain here (`Sampling`).
-- So does a request longer than its cache: `Engine.context_tokens` is the bound to check.
+- So does a request longer than its cache (`Engine.context_tokens` is the bound to check), an
+  empty one, and one with a token that the model has no embedding for.
 - A cancelled request is never heard of again: who cancels must not wait.
 - With asynchronous batches, cancelling a request whose last pass filled a page of the cache
   ends the thread (`update_batch` looks for a freed block table), so they are off.
@@ -21,7 +22,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from deployments.errors import InferenceFailed
+from deployments.errors import InferenceFailed, ReplicaBroken, ReplicaError
 from deployments.schemas.llm import ALL_TOKENS
 
 logger = logging.getLogger("ray.serve")
@@ -33,6 +34,10 @@ CPU_CACHE_TOKENS = 16_384
 CPU_BATCH_TOKENS = 512
 """The library would take 60 % of the machine's memory, which GPUs have to themselves and CPUs
 share with everybody: on a CPU the cache holds this much text, and a pass reads this much."""
+
+GPU_CACHE_SHARE = 0.8
+"""Of the memory that is free on a GPU of its own the library's cache takes this much; where models
+share one, of that model's share of it, so that those that load later find some."""
 
 POLL_S = 0.1
 """How soon the death of the library's thread is noticed."""
@@ -85,9 +90,9 @@ class _Mailbox:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._filled = asyncio.Event()
-        self._latest: Progress | InferenceFailed | None = None
+        self._latest: Progress | ReplicaError | None = None
 
-    def put(self, latest: Progress | InferenceFailed) -> None:
+    def put(self, latest: Progress | ReplicaError) -> None:
         """Takes an output, from any thread."""
         self._latest = latest
         self._loop.call_soon_threadsafe(self._filled.set)
@@ -96,11 +101,11 @@ class _Mailbox:
         """Waits for a new output.
 
         Raises:
-            InferenceFailed: the request failed.
+            ReplicaError: the request, or the whole engine, failed.
         """
         await self._filled.wait()
         self._filled.clear()
-        if isinstance(self._latest, InferenceFailed):
+        if isinstance(self._latest, ReplicaError):
             raise self._latest
         assert self._latest is not None  # noqa: S101 - it was filled
         return self._latest
@@ -115,12 +120,13 @@ class Engine:
         end_tokens: those that end an answer.
     """
 
-    def __init__(self, model: Any, *, end_token: int | None) -> None:
+    def __init__(self, model: Any, *, end_token: int | None, gpu_share: float = 1.0) -> None:
         """Starts the engine.
 
         Args:
             model: a transformers causal language model, on its device.
             end_token: the tokenizer's, for models that do not name theirs.
+            gpu_share: part of the GPU that is this model's, up to 1.
         """
         from transformers import ContinuousBatchingConfig
         from transformers.generation.continuous_batching.model_runner import (
@@ -141,6 +147,7 @@ class Engine:
         generation.num_return_sequences = generation.num_beams = 1
 
         config = ContinuousBatchingConfig(per_request_processors=True, use_async_batching=False)
+        config.max_memory_percent = GPU_CACHE_SHARE * gpu_share
         if model.device.type == "cpu":
             config.num_blocks = CPU_CACHE_TOKENS // config.page_size
             config.max_batch_tokens = CPU_BATCH_TOKENS
@@ -177,19 +184,21 @@ class Engine:
         """Generates until an end token or `max_tokens`. Closing the generator ends the request.
 
         Args:
-            prompt: token ids; together with `max_tokens` at most `context_tokens`.
+            prompt: at least one, each below `vocabulary`; with `max_tokens` at most
+                `context_tokens`.
             max_tokens: of the answer.
             sampling: how tokens are drawn.
             stream: whether to yield on the way; otherwise once, at the end.
 
         Raises:
-            InferenceFailed: the request, or the whole engine, failed.
+            InferenceFailed: the request failed.
+            ReplicaBroken: the whole engine has ended.
         """
         request_id = secrets.token_hex(8)
         mailbox = _Mailbox()
         with self._lock:
             if self._fault is not None:
-                raise InferenceFailed(self._fault)
+                raise ReplicaBroken(self._fault)
             self._mailboxes[request_id] = mailbox
         finished = False
         try:
@@ -221,23 +230,29 @@ class Engine:
 
     def _route(self) -> None:
         """Takes outputs to their mailboxes, in the router thread, until the engine ends."""
-        while not self._closing.is_set() and self._manager.is_running():
-            output = self._manager.get_result(timeout=POLL_S)
-            if output is not None:
-                self._deliver(output)
-        cause = self._manager.background_thread_status.fatal_error
+        try:
+            while not self._closing.is_set() and self._manager.is_running():
+                output = self._manager.get_result(timeout=POLL_S)
+                if output is not None:
+                    self._deliver(output)
+            cause = self._manager.background_thread_status.fatal_error
+        except Exception as error:  # noqa: BLE001 - of any kind: nobody may wait for this thread
+            cause = error
         fault = f"the engine has ended: {type(cause).__name__}: {cause}" if cause else "closed"
         if cause:
             logger.error("%s", fault)
         with self._lock:
             self._fault = " ".join(fault.split())[:300]
             for mailbox in self._mailboxes.values():
-                mailbox.put(InferenceFailed(self._fault))
+                mailbox.put(ReplicaBroken(self._fault))
 
     def _deliver(self, output: Any) -> None:
-        latest: Progress | InferenceFailed
+        latest: Progress | ReplicaError
         if output.error is not None:
-            latest = InferenceFailed(" ".join(str(output.error).split())[:300])
+            # An engine that breaks down fails all that it has, each with the error of one.
+            down = self._manager.background_thread_status.can_accept_new_requests() is not None
+            kind = ReplicaBroken if down else InferenceFailed
+            latest = kind(" ".join(str(output.error).split())[:300])
         else:
             latest = Progress(tokens=output.generated_tokens, finished=output.is_finished())
         with self._lock:

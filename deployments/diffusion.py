@@ -1,9 +1,7 @@
-"""What all diffusers pipelines share: loading, cancelling, seeds, passes, prompts, safety.
+"""What all diffusers pipelines share: loading, cancelling, seeds, passes, safety.
 
 `DiffusionReplica` runs any diffusers pipeline. `ImagesReplica` adds what those have in common
-that answer with images. How parameters are treated follows ai-runner
-(runner/src/runner/pipelines and routes): image i has seed + i, `|` separates the prompts of
-several text encoders, distilled Turbo models run without guidance.
+that answer with images; `deployments.prompted` has what text-to-image and image-to-image share.
 """
 
 import inspect
@@ -18,25 +16,15 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from deployments.loading import load_pipeline
-from deployments.loras import Loras
+from deployments.assembly import find_files, load_pipeline
 from deployments.media import encode_png, to_uint8
 from deployments.replica import RawT, Replica, RequestT, ResultT
 from deployments.safety import SafetyChecker
-from deployments.schemas.images import SIDE_MULTIPLE, Image, ImagesResult
+from deployments.schemas.images import Image, ImagesResult
 
 MAX_PIXELS_PER_PASS = 2 * 1024 * 1024
 """Images of one request share a pass up to this many pixels. Two of 1024x1024, four with
 guidance, keep a large GPU busy; more would take memory in proportion and gain little."""
-
-TURBO_MODELS = frozenset({"stabilityai/sd-turbo", "stabilityai/sdxl-turbo"})
-"""Distilled without guidance: any would spoil their images."""
-
-PATCHING_FAMILIES = ("Flux", "StableDiffusion3")
-"""Pipeline classes that join 2x2 latents into a token, so sides come in twice `SIDE_MULTIPLE`."""
-
-MAX_ENCODERS = 3
-"""Stable Diffusion 3 has the most text encoders."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,9 +43,18 @@ class DiffusionReplica(Replica[RequestT, RawT, ResultT]):
     def factory(self, snapshot: Path) -> Any:
         """Returns the diffusers class that loads these files."""
 
+    def find(self) -> Path:
+        """Returns the directory with the pipeline's files; those of other repositories are there.
+
+        Raises:
+            ModelNotFound: with the command that downloads what is missing.
+        """
+        return find_files(self.args.model_id, self.args.models_dir).pipeline
+
     def load(self, snapshot: Path) -> None:
         """Loads the pipeline and, if it is there, the safety checker."""
-        self._pipe: Any = load_pipeline(self.factory(snapshot), snapshot)
+        files = find_files(self.args.model_id, self.args.models_dir)
+        self._pipe: Any = load_pipeline(self.factory(snapshot), files)
         # Most pipelines decode with one; the few others go without what is done for it.
         self._vae: Any = getattr(self._pipe, "vae", None)
         self._vae_dtype = None if self._vae is None else self._vae.dtype
@@ -105,12 +102,11 @@ class ImagesReplica(DiffusionReplica[RequestT, Rendered, ImagesResult]):
     """Runs one diffusers pipeline that answers with images."""
 
     def load(self, snapshot: Path) -> None:
-        """Loads the pipeline, to which LoRAs can be added."""
+        """Loads the pipeline."""
         super().load(snapshot)
         # One image at a time through the decoder, which needs the most memory of all parts.
         if hasattr(self._vae, "enable_slicing"):
             self._vae.enable_slicing()
-        self._loras = Loras(pipe=self._pipe, models_dir=self.args.models_dir)
 
     def render(
         self,
@@ -170,33 +166,7 @@ class ImagesReplica(DiffusionReplica[RequestT, Rendered, ImagesResult]):
             )
         )
 
-    @property
-    def side_multiple(self) -> int:
-        """What the sides of this model's images must be multiples of, in pixels."""
-        patching = type(self._pipe).__name__.startswith(PATCHING_FAMILIES)
-        return SIDE_MULTIPLE * 2 if patching else SIDE_MULTIPLE
-
-    @property
-    def is_turbo(self) -> bool:
-        """Whether this model runs without guidance."""
-        return self.args.model_id in TURBO_MODELS
-
-    def split(self, name: str, text: str) -> dict[str, str]:
-        """Returns the pipeline's arguments for a text with `|` between its encoders' prompts.
-
-        A pipeline with fewer encoders keeps what is left over, `|` included, in its last.
-        """
-        names = [name, *(f"{name}_{number}" for number in range(2, MAX_ENCODERS + 1))]
-        names = [name for name in names if name in self._takes]
-        prompts = [part.strip() for part in text.split("|", max(0, len(names) - 1))]
-        return dict(zip(names, filter(None, prompts), strict=False)) or {name: text}
-
 
 def choose_seed(seed: int | None) -> int:
     """Returns the request's seed, or a random one of 32 bits."""
     return secrets.randbelow(2**32) if seed is None else seed
-
-
-def count_words(count: int, noun: str) -> str:
-    """Returns `1 image`, `3 images`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -34,6 +34,15 @@ class InferenceFailed(ReplicaError):
     """The model raised, or ran out of memory; another replica may fare better."""
 
 
+class ReplicaBroken(ReplicaError):
+    """This replica can serve nothing any more and is about to be replaced; the request may be fine.
+
+    Serve notices at its third health check, and sends requests here until then.
+    """
+
+    http_status: ClassVar[int] = 503
+
+
 class ModelError(LivepeerRayError):
     """A model that cannot be loaded; the message names it and the remedy."""
 

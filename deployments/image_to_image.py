@@ -7,16 +7,18 @@ The answer has the input's size where the model can work on that, else the neare
 import json
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deployments.diffusion import ImagesReplica, Rendered, choose_seed, count_words
+from deployments.diffusion import Rendered
 from deployments.errors import BadRequest
 from deployments.image_input import decode_image
 from deployments.image_size import fit
 from deployments.media import encode_png
+from deployments.prompted import PromptedReplica
 from deployments.schemas.image_to_image import ImageToImageRequest
 from deployments.schemas.images import MAX_SIDE, MIN_SIDE
 
@@ -24,7 +26,7 @@ INSTRUCT_PIX2PIX = "StableDiffusionInstructPix2PixPipeline"
 """The pipeline class that timbrooks/instruct-pix2pix names in its model_index.json."""
 
 
-class ImageToImageReplica(ImagesReplica[ImageToImageRequest]):
+class ImageToImageReplica(PromptedReplica[ImageToImageRequest]):
     """Images from an image and a prompt."""
 
     def factory(self, snapshot: Path) -> Any:
@@ -55,8 +57,7 @@ class ImageToImageReplica(ImagesReplica[ImageToImageRequest]):
 
     def describe(self, request: ImageToImageRequest) -> str:
         """Returns `1 image, 50 steps, strength 0.8`."""
-        images = count_words(request.num_images_per_prompt, "image")
-        return f"{images}, {request.num_inference_steps} steps, strength {request.strength:g}"
+        return f"{super().describe(request)}, strength {request.strength:g}"
 
     def infer(
         self, request: ImageToImageRequest, raise_if_cancelled: Callable[[], None]
@@ -73,41 +74,34 @@ class ImageToImageReplica(ImagesReplica[ImageToImageRequest]):
             min_side=MIN_SIDE,
             max_side=MAX_SIDE,
         )
-        first = choose_seed(request.seed)
-        self._loras.apply(request.loras)
-        return self.render(
+        return self.generate(
+            request,
             {
-                **self.split("prompt", request.prompt),
-                **self.split("negative_prompt", request.negative_prompt),
                 # For Flux, which would otherwise enlarge any image to 1024x1024.
                 "height": image.height,
                 "width": image.width,
                 "strength": strength,
-                "guidance_scale": 0.0 if self.is_turbo else request.guidance_scale,
                 "image_guidance_scale": request.image_guidance_scale,
-                "num_inference_steps": request.num_inference_steps,
             },
-            seeds=range(first, first + request.num_images_per_prompt),
             size=image.size,
             image=image,
-            safety_check=request.safety_check,
             raise_if_cancelled=raise_if_cancelled,
         )
 
-    def _strength(self, request: ImageToImageRequest) -> float:
-        """Returns a strength at which there is at least one step.
+    def _strength(self, request: ImageToImageRequest) -> Fraction:
+        """Returns the strength that makes whole steps of the request's, rounded down.
+
+        Some pipelines would round up: of four steps at 0.8 Flux takes all, and then nothing is
+        left of the image. A fraction, as floats make a little less than 1 of 49 * (1 / 49).
 
         Raises:
-            BadRequest: there is none. Turbo models get theirs, as they take so few.
+            BadRequest: there is no step. Models that take few steps anyway take one.
         """
-        steps = request.num_inference_steps
-        # diffusers takes int(steps * strength) steps and fails without any.
-        if "strength" not in self._takes or int(steps * request.strength) >= 1:
-            return request.strength
-        # As floats 49 * (1 / 49) is a little less than 1: the next number up is more.
-        if self.is_turbo or math.isclose(steps * request.strength, 1):
-            return min(1.0, math.nextafter(1 / steps, 2))
-        raise BadRequest(
-            f"strength: {request.strength:g} of {steps} steps is less than one step; "
-            f"strength times num_inference_steps must be at least 1"
-        )
+        steps = self.steps_for(request)
+        taken = math.floor(steps * Fraction(request.strength).limit_denominator(10**6))
+        if taken < 1 and self.is_guided and "strength" in self._takes:
+            raise BadRequest(
+                f"strength: {request.strength:g} of {steps} steps is less than one step; "
+                f"strength times num_inference_steps must be at least 1"
+            )
+        return Fraction(max(1, taken), steps)

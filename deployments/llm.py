@@ -46,6 +46,12 @@ UNFINISHED_CHARACTER = "\ufffd"
 """What a tokenizer shows for the first bytes of a character of several tokens."""
 
 
+ENGINE_REFUSALS = (
+    *(ValueError, TypeError, AttributeError, KeyError, NotImplementedError),  # the architecture
+    MemoryError,  # no room for a cache beside the model
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
     """A request as the engine takes it."""
@@ -106,11 +112,16 @@ class LLMReplica(Replica[LLMRequest, Progress, LLMResult]):
             snapshot, dtype=_choose_dtype(config, device), local_files_only=True
         ).to(device)
         try:
-            self._engine = Engine(model.eval(), end_token=self._tokenizer.eos_token_id)
-        except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError) as error:
+            self._engine = Engine(
+                model.eval(),
+                end_token=self._tokenizer.eos_token_id,
+                gpu_share=self.args.gpu_share,
+            )
+        except ENGINE_REFUSALS as error:
             raise ModelBroken(
                 f"{self.args.model_id}: transformers' continuous batching does not run this "
-                f"model ({one_line(error)}); serve another one"
+                f"model here ({one_line(error)}); serve another one, or give it a larger GPU if "
+                "it is memory that is short"
             ) from error
 
     def warm_up_request(self) -> LLMRequest:
@@ -170,7 +181,8 @@ class LLMReplica(Replica[LLMRequest, Progress, LLMResult]):
 
         Raises:
             BadRequest: nobody could serve this request.
-            InferenceFailed: the engine raised.
+            InferenceFailed: the engine failed this request.
+            ReplicaBroken: the engine has ended.
         """
         began = time.perf_counter()
         completion = self._completion()
@@ -224,6 +236,12 @@ class LLMReplica(Replica[LLMRequest, Progress, LLMResult]):
                 f"of {self.args.model_id}"
             )
         tokens = self._template(request.messages)
+        # Either would end the engine, and with it the requests of everybody else.
+        if not tokens:
+            raise BadRequest(f"messages: the chat template of {self.args.model_id} leaves nothing")
+        if max(tokens) >= engine.vocabulary:
+            unknown = self._tokenizer.convert_ids_to_tokens(max(tokens))
+            raise BadRequest(f"messages: {self.args.model_id} does not know {unknown!r}")
         room = engine.context_tokens - len(tokens)
         if room < 1:
             raise BadRequest(

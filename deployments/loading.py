@@ -1,4 +1,4 @@
-"""From a model id to a diffusers pipeline on a device, without a network.
+"""From a model id to its files, without a network, and what to load them with.
 
 Models lie in the Hugging Face cache layout below one directory, as `hf download --cache-dir`
 and the Livepeer download scripts leave them:
@@ -10,27 +10,27 @@ and the Livepeer download scripts leave them:
 Whatever goes wrong is a `ModelError` that names the model, the directory and the remedy.
 """
 
-import json
-import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from deployments.errors import ModelBroken, ModelError, ModelNotFound
 
 if TYPE_CHECKING:
     import torch
 
-logger = logging.getLogger("ray.serve")
-"""Serve gives only this logger a handler in a replica."""
-
 BFLOAT16_FAMILIES = ("Flux", "StableDiffusion3")
 """Pipeline classes whose transformers overflow float16; their authors publish bfloat16."""
 
 
-def find_snapshot(model_id: str, models_dir: Path) -> Path:
+def find_snapshot(model_id: str, models_dir: Path, *, repo_type: str = "model") -> Path:
     """Returns the directory that holds the model's files.
+
+    Args:
+        model_id: the Hugging Face id.
+        models_dir: a directory in the Hugging Face cache layout.
+        repo_type: `dataset` for what some models need beside their weights.
 
     Raises:
         ModelNotFound: with the command that downloads the model.
@@ -38,17 +38,37 @@ def find_snapshot(model_id: str, models_dir: Path) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    remedy = _download_command(model_id, models_dir)
+    remedy = _download_command(model_id, models_dir, repo_type)
     if not models_dir.is_dir():
         raise ModelNotFound(
             f"{model_id}: the models directory {models_dir} does not exist on this node. {remedy}"
         )
     try:
-        return Path(snapshot_download(model_id, cache_dir=models_dir, local_files_only=True))
+        return Path(
+            snapshot_download(
+                model_id, repo_type=repo_type, cache_dir=models_dir, local_files_only=True
+            )
+        )
     except LocalEntryNotFoundError:
         raise ModelNotFound(f"{model_id} is not in {models_dir}. {remedy}") from None
     except HFValidationError as error:
         raise ModelNotFound(f"{model_id!r} is not a Hugging Face model id: {error}") from None
+
+
+def find_file(model_id: str, file: str, models_dir: Path) -> Path:
+    """Returns one file of a repository of which nothing else is needed.
+
+    Raises:
+        ModelNotFound: with the command that downloads it.
+    """
+    with suppress(ModelNotFound):
+        path = find_snapshot(model_id, models_dir) / file
+        if path.is_file():
+            return path
+    raise ModelNotFound(
+        f"{file} of {model_id} is not in {models_dir}. "
+        f"Download it there: hf download {model_id} {file} --cache-dir {models_dir}"
+    )
 
 
 @contextmanager
@@ -106,67 +126,25 @@ def choose_dtype(pipeline_class: str, device: "torch.device") -> "torch.dtype":
     return torch.bfloat16 if pipeline_class.startswith(BFLOAT16_FAMILIES) else torch.float16
 
 
-def choose_variant(snapshot: Path, device: "torch.device") -> str | None:
-    """Returns diffusers' `variant`: `fp16` for `*.fp16.safetensors`, None for the plain files.
-
-    On a GPU the 16-bit files are taken wherever there are any: half the reading for the same
-    weights. On a CPU they are taken only if a component has no others, as after the Livepeer
-    download scripts, and widened to float32. Components without such files load the plain
-    ones in either case.
-    """
-    components: dict[str, set[bool]] = {}
-    for file in snapshot.glob("*/*"):
-        if file.suffix in (".safetensors", ".bin"):
-            # Sharded files are called model.fp16-00001-of-00002.safetensors.
-            components.setdefault(file.parent.name, set()).add(".fp16" in file.name)
-    wanted = {True} if device.type == "cpu" else {True, False}
-    return (
-        "fp16" if any(True in kinds and kinds <= wanted for kinds in components.values()) else None
-    )
-
-
-def load_pipeline(factory: Any, snapshot: Path) -> Any:
-    """Loads a diffusers pipeline onto this process's device.
-
-    A bundled safety checker is left out: it would black images out, where the runner API only
-    flags them (`deployments.safety`).
-
-    Args:
-        factory: a diffusers class with `from_pretrained`, `AutoPipelineForText2Image` say.
-        snapshot: the model's files, from `find_snapshot`.
-    """
-    device = choose_device()
-    index = json.loads((snapshot / "model_index.json").read_text())
-    dtype = choose_dtype(index["_class_name"], device)
-    variant = choose_variant(snapshot, device)
-    options: dict[str, Any] = {}
-    if "safety_checker" in index:
-        options = {
-            "safety_checker": None,
-            "feature_extractor": None,
-            "requires_safety_checker": False,
-        }
-    logger.info("loading %s on %s as %s, variant %s", index["_class_name"], device, dtype, variant)
-    pipe = factory.from_pretrained(
-        snapshot, dtype=dtype, variant=variant, local_files_only=True, **options
-    ).to(device)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 def quiet_libraries() -> None:
     """Stops progress bars and advice of diffusers and transformers in this process.
 
     Their errors still show. Their advice concerns code we do not let operators change, and
     some of it repeats the prompts of customers.
     """
-    import diffusers.utils.logging
     import transformers.utils.logging
 
-    for library in (diffusers.utils.logging, transformers.utils.logging):
+    libraries = [transformers.utils.logging]
+    # Parler-TTS's environment has an older huggingface_hub, with which diffusers does not import.
+    with suppress(ImportError):
+        import diffusers.utils.logging
+
+        libraries.append(diffusers.utils.logging)
+    for library in libraries:
         library.set_verbosity_error()
         library.disable_progress_bar()
 
 
-def _download_command(model_id: str, models_dir: Path) -> str:
-    return f"Download it there: hf download {model_id} --cache-dir {models_dir}"
+def _download_command(model_id: str, models_dir: Path, repo_type: str) -> str:
+    kind = "" if repo_type == "model" else f" --repo-type {repo_type}"
+    return f"Download it there: hf download {model_id}{kind} --cache-dir {models_dir}"

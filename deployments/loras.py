@@ -10,7 +10,7 @@ import logging
 import math
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ MAX_PER_REQUEST = 4
 """Each active LoRA adds its own matrix products to every step."""
 
 MAX_LOADED = 12
-"""Kept in the GPU's memory, usually 20 to 400 MB each; the least recently used goes first."""
+"""Kept in the GPU's memory, usually 20 to 400 MB each; the least recently used goes first, and all
+that are idle go when memory runs out."""
 
 USUAL_FILE = "pytorch_lora_weights.safetensors"
 """What diffusers calls the weights; other repositories have one file of any name."""
@@ -43,6 +44,8 @@ class Loras:
         self._models_dir = models_dir
         self._names: OrderedDict[str, str] = OrderedDict()
         """Adapter names by LoRA id, the most recently used last."""
+        self._wanted: Collection[str] = ()
+        """LoRA ids of the last request."""
         self._numbers = itertools.count()
         self._active = False
 
@@ -56,6 +59,7 @@ class Loras:
             BadRequest: names the LoRA that is malformed, unknown here or made for another model.
         """
         weights = parse_loras(loras)
+        self._wanted = weights.keys()
         if not weights:
             if self._active:
                 self._pipe.disable_lora()
@@ -69,9 +73,13 @@ class Loras:
         names = [self._load(lora) for lora in weights]
         self._pipe.enable_lora()
         self._pipe.set_adapters(names, list(weights.values()))
-        while len(self._names) > MAX_LOADED:
-            _, oldest = self._names.popitem(last=False)
-            self._pipe.delete_adapters(oldest)
+        for lora in list(self._names)[: max(0, len(self._names) - MAX_LOADED)]:
+            self._unload(lora)
+
+    def unload_idle(self) -> None:
+        """Frees the memory of all that the last request did not ask for."""
+        for lora in self._names.keys() - self._wanted:
+            self._unload(lora)
 
     def _load(self, lora: str) -> str:
         """Returns the adapter's name in the pipeline, loading it if needed."""
@@ -92,6 +100,7 @@ class Loras:
         file = snapshot / USUAL_FILE if snapshot / USUAL_FILE in files else files[0]
         # Never a name twice: diffusers keeps some traces of deleted adapters.
         name = f"lora_{next(self._numbers)}"
+        self._names[lora] = name
         try:
             with _several_adapters_expected():
                 self._pipe.load_lora_weights(
@@ -100,18 +109,37 @@ class Loras:
             # Weights whose layers are all unknown only make diffusers log a line.
             fits = any(name in names for names in self._pipe.get_list_adapters().values())
         except torch.OutOfMemoryError:
-            with _several_adapters_expected():
-                self._pipe.delete_adapters(name)
+            self._unload(lora)
             raise
         except Exception:
             logger.exception("LoRA %s does not load", lora)
-            with _several_adapters_expected():
-                self._pipe.delete_adapters(name)
+            self._unload(lora)
             raise BadRequest(f"loras: {lora} does not load into this model") from None
-        if not fits:
+        if not fits or self._altered:
+            self._unload(lora)
             raise BadRequest(f"loras: {lora} is made for another kind of model")
-        self._names[lora] = name
         return name
+
+    def _unload(self, lora: str) -> None:
+        name = self._names.pop(lora)
+        if self._altered:
+            # There is a way back, but not for one of them alone.
+            self._pipe.unload_lora_weights(reset_to_overwritten_params=True)
+            self._pipe.transformer._overwritten_params = None
+            self._names.clear()
+            return
+        with _several_adapters_expected():
+            self._pipe.delete_adapters(name)
+
+    @property
+    def _altered(self) -> bool:
+        """Whether one did more to the model than to add to it, as Flux's control LoRAs do.
+
+        diffusers widens and replaces layers for them, which no later request could do without.
+        """
+        transformer = getattr(self._pipe, "transformer", None)
+        kept = ("_overwritten_params", "_transformer_norm_layers")
+        return any(getattr(transformer, name, None) for name in kept)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ Stands alone so that whoever renders a Serve config imports neither Ray nor torc
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 DEPLOYMENT = "model"
 """The name of the one deployment of every application; a Serve config sets its replicas by it."""
@@ -22,6 +22,8 @@ class ModelArgs(BaseModel):
     """The Hugging Face id, `organisation/name`."""
     models_dir: Path
     """A directory in the Hugging Face cache layout, the same path on every node."""
+    gpu_share: float = Field(default=1.0, gt=0, le=1)
+    """Part of its GPU's memory that the model may fill, where it would fill what there is."""
     sfast: bool = False
     """aiModels.json's SFAST flag: compile with stable-fast."""
     deepcache: bool = False

@@ -20,6 +20,18 @@ from deployments.schemas.upscale import UpscaleRequest
 
 
 @dataclass(frozen=True, kw_only=True)
+class Variant:
+    """Models of a pipeline that another replica serves, with packages of its own."""
+
+    prefix: str
+    """What their ids begin with."""
+    replica: str
+    """`module:class`, a `deployments.replica.Replica`."""
+    packages: tuple[str, ...]
+    """What pip installs over a copy of this environment, exactly these: dependencies are named."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pipeline:
     """One pipeline of the Livepeer AI network that this project serves."""
 
@@ -36,6 +48,11 @@ class Pipeline:
     """Of that file; of a larger one no more is fetched."""
     model_field: str = "model_id"
     """The request's field that names the model; `model` for llm."""
+    variants: tuple[Variant, ...] = ()
+
+    def variant(self, model_id: str) -> Variant | None:
+        """Returns the variant that this model needs, None for the pipeline's own replica."""
+        return next((v for v in self.variants if model_id.startswith(v.prefix)), None)
 
 
 _ALL = (
@@ -100,6 +117,20 @@ _ALL = (
         capability=36,
         request=TextToSpeechRequest,
         replica="deployments.text_to_speech:TextToSpeechReplica",
+        variants=(
+            Variant(
+                prefix="parler-tts/",
+                replica="deployments.parler_tts:ParlerTTSReplica",
+                packages=(
+                    "parler-tts==0.2.3",
+                    "transformers==4.46.1",
+                    "tokenizers==0.20.3",
+                    "huggingface-hub==0.36.2",
+                    "descript-audio-codec-unofficial==1.0.0",
+                    "einops==0.8.2",
+                ),
+            ),
+        ),
     ),
 )
 

@@ -22,7 +22,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from deployments.errors import BadRequest, InferenceFailed, LivepeerRayError, ReplicaError
+from deployments.errors import (
+    BadRequest,
+    InferenceFailed,
+    LivepeerRayError,
+    ReplicaBroken,
+    ReplicaError,
+)
 from deployments.loading import find_snapshot, model_errors, one_line, quiet_libraries
 from deployments.model_args import ModelArgs
 from deployments.schemas.base import Completed, Request, Result
@@ -93,6 +99,14 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
         self._model_thread = self._model_executor.submit(threading.current_thread).result()
         self._model_executor.submit(self._start).result()
 
+    def find(self) -> Path:
+        """Returns the directory that holds the model's files.
+
+        Raises:
+            ModelNotFound: with the command that downloads them.
+        """
+        return find_snapshot(self.args.model_id, self.args.models_dir)
+
     @abstractmethod
     def load(self, snapshot: Path) -> None:
         """Loads the model from the directory that holds its files, in the model thread.
@@ -135,6 +149,7 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
         Raises:
             BadRequest: nobody could serve this request.
             InferenceFailed: the model raised or the time was over, with the reason in one line.
+            ReplicaBroken: the GPU is out of reach since an earlier request.
         """
         left = TimeLeft(timeout_s=timeout_s)
         try:
@@ -184,7 +199,7 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
                 )
         began = time.perf_counter()
         # Before the imports, so that a missing model is reported within a second.
-        snapshot = find_snapshot(args.model_id, args.models_dir)
+        snapshot = self.find()
         quiet_libraries()
         with model_errors(args.model_id, snapshot):
             self.load(snapshot)
@@ -220,6 +235,8 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
         """Infers once, and leaves no tensor behind when that fails."""
         import torch
 
+        if self._device_fault is not None:
+            raise ReplicaBroken(self._device_fault)
         failure: ReplicaError
         try:
             return self.infer(request, left.raise_if_over)

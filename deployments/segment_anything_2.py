@@ -225,12 +225,12 @@ def _refuse_too_large(request: SegmentAnything2Request, *, width: int, height: i
         )
 
 
-def _text(numbers: NDArray[np.float32]) -> str:
-    """Returns `str(numbers.tolist())`, a row at a time.
+def _text(numbers: NDArray[np.float32]) -> bytes:
+    """Returns `str(numbers.tolist())` in ASCII, a row at a time.
 
     A million numbers as one list would take 32 MB, and its `str` would keep the process's
     other threads from running for as long as it takes.
     """
     if numbers.ndim == 1:
-        return str(numbers.tolist())
-    return f"[{', '.join(map(_text, numbers))}]"
+        return str(numbers.tolist()).encode("ascii")
+    return b"[" + b", ".join(map(_text, numbers)) + b"]"

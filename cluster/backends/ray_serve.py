@@ -1,6 +1,7 @@
 """Runs requests on Serve replicas through deployment handles, and reads their failures."""
 
 import asyncio
+import secrets
 from collections.abc import AsyncGenerator
 from typing import cast
 
@@ -29,6 +30,7 @@ from cluster.errors import (
     JobError,
     JobFailed,
     JobRejected,
+    ReplicaBroken,
     ReplicaError,
     ReplicaLost,
 )
@@ -107,13 +109,16 @@ def as_job_error(error: Exception, key: ModelKey) -> JobError:
         cause = error.cause
         if isinstance(cause, BadRequest):
             return JobRejected(str(cause))
+        if isinstance(cause, ReplicaBroken):
+            return ReplicaLost(f"the replica of {key} broke down: {cause}")
         if isinstance(cause, ReplicaError):
             return JobFailed(str(cause))
         return JobFailed(f"{type(cause).__name__}: {_first_line(cause)}")
     if isinstance(error, AWAY):
         return ReplicaLost(f"the node of {key}'s replica went away")
     if isinstance(error, DEATHS):
-        dead = getattr(error, "actor_id", None) or "unknown"
+        # Without a name for it, each death is taken for another replica's.
+        dead = getattr(error, "actor_id", None) or secrets.token_hex(8)
         return ReplicaLost(f"the replica of {key} died while it ran the job", dead=dead)
     if isinstance(error, BackPressureError):
         return InsufficientCapacity(f"every replica of {key} is busy")

@@ -6,7 +6,6 @@ the byte: part types without parameters, file names equal to the urls, a closing
 """
 
 import asyncio
-import json
 import logging
 import random
 import secrets
@@ -92,10 +91,10 @@ def success(result: Result) -> Answer:
             file.data,
             b"\r\n",
         ]
-    document = json.dumps(result.document(names), separators=(",", ":")).encode()
+    document = result.document_json(names)
     pieces += [
-        _part_head(boundary, "application/json", len(document)),
-        document,
+        _part_head(boundary, "application/json", sum(map(len, document))),
+        *document,
         f"\r\n--{boundary}--\r\n".encode(),
     ]
     return Answer(content_type=f"multipart/mixed; boundary={boundary}", pieces=tuple(pieces))

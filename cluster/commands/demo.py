@@ -12,6 +12,7 @@ import secrets
 import signal
 import sys
 import tempfile
+import textwrap
 import time
 from asyncio.subprocess import Process
 from collections import Counter
@@ -38,8 +39,8 @@ GPU_SHARE = 0.1
 COLUMN = 66
 """Where the seconds stand."""
 
-TEXT_SHOWN = 40
-"""Characters of a text in the table."""
+TEXT_SHOWN, ERROR_SHOWN = 40, 90
+"""Characters of a text and of an error in the table; the page has them whole."""
 
 
 def run(output: Path, *, every_pipeline: bool) -> int:
@@ -66,8 +67,8 @@ def run(output: Path, *, every_pipeline: bool) -> int:
     print(f"logs: {', '.join(map(str, logs.paths))}")
     seconds = time.monotonic() - began
     if failed := sum(1 for one in outputs if one.error):
-        print(f"\n{failed} of {len(outputs)} failed", file=sys.stderr)
-        print(logs.problems(), file=sys.stderr)
+        print(f"\n{failed} of {len(outputs)} failed; {logs.worker} has", file=sys.stderr)
+        print("\n".join(f"  {line}" for line in logs.worker_problems()), file=sys.stderr)
         return 1
     print(f"\ndone in {seconds:.0f} s, everything is shut down again")
     return 0
@@ -84,7 +85,7 @@ def table(outputs: Sequence[Output], jobs: Mapping[str, Mapping[str, Any]]) -> l
     for output in outputs:
         pipeline = output.sample.pipeline
         if output.path is None:
-            rows.append((pipeline, "failed", "", output.error))
+            rows.append((pipeline, "failed", "", textwrap.shorten(output.error, ERROR_SHOWN)))
             continue
         job = jobs.get(output.task_id)
         inside = f"{job['compute_s']:.2f} {job['replica']}" if job else ""

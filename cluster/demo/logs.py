@@ -55,12 +55,13 @@ class Logs:
         for path in self.paths:
             lines = path.read_text(errors="replace").splitlines()
             if path == self.worker:
-                lines = self._worker_problems() or lines
+                lines = self.worker_problems() or lines
             if lines:
                 found += ["", f"{path}:", *(f"  {line}" for line in lines[-SHOWN_LINES:])]
         return "\n".join(found)
 
-    def _worker_problems(self) -> list[str]:
+    def worker_problems(self) -> list[str]:
+        """The worker's warnings and errors."""
         return [
             f"{record['level']:<7} {record['message']}"
             for record in self._records()

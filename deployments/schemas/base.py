@@ -6,6 +6,7 @@ transport (multipart to an orchestrator, data URLs over HTTP) only chooses the u
 that wants a stream is answered with chunks instead.
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -84,6 +85,14 @@ class Result(ABC):
     @abstractmethod
     def document(self, urls: Sequence[str]) -> dict[str, Any]:
         """Returns the runner API's JSON response, with `urls[i]` standing for `files[i]`."""
+
+    def document_json(self, urls: Sequence[str]) -> Sequence[bytes]:
+        """Returns `document` as JSON, in pieces that follow each other.
+
+        For whoever sends it, in an event loop: a result with megabytes of text brings them
+        written out from the replica, since writing would hold up everything else there.
+        """
+        return [json.dumps(self.document(urls), separators=(",", ":")).encode()]
 
 
 ResultT_co = TypeVar("ResultT_co", bound=Result, covariant=True)

@@ -1,4 +1,7 @@
-"""The result of every pipeline that answers with images, and the parameters they share."""
+"""What pipelines that answer with images share: parameters, their bounds, and the result.
+
+The reference has no bounds, so that a single request can exhaust a GPU.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from deployments.schemas.base import MediaFile, Result
+from deployments.schemas.base import MediaFile, Request, Result
 
 MAX_IMAGES = 10
 """Images a request. The orchestrator's store keeps 12 files a request and the input is one of
@@ -19,8 +22,8 @@ MIN_SIDE = 64
 """Pixels. Below 8 latents the UNets' down blocks run out of pixels to halve."""
 
 MAX_SIDE = 2048
-"""Pixels. Four times the area that SDXL is made for; assumed to be about what its VAE can decode
-in one piece on a 24 GB card, where nothing was run yet."""
+"""Pixels. Four times the area that SDXL is made for. Its decoder's tensors are 12 GB at their peak
+then (counted, not run on a GPU), beside 7 GB of weights: about what a 24 GB card can do."""
 
 MAX_STEPS = 200
 """Denoising steps. The slowest schedulers converge well before; more only occupies the GPU."""
@@ -50,6 +53,24 @@ Seed = Annotated[int, Field(ge=MIN_SEED, le=MAX_SEED)]
 Count = Annotated[int, Field(ge=1, le=MAX_IMAGES)]
 InputFile = Annotated[bytes, Field(min_length=1, max_length=MAX_FILE_BYTES, repr=False)]
 """The input file, which the bridge fetched."""
+
+
+class ImagesRequest(Request):
+    """Make an image from a prompt and whatever else a pipeline takes."""
+
+    prompt: Prompt
+    safety_check: bool = True
+    seed: Seed | None = None
+
+
+class PromptedRequest(ImagesRequest):
+    """Make some images by the means that text-to-image and image-to-image have in common."""
+
+    loras: Loras = ""
+    guidance_scale: Guidance = 7.5
+    negative_prompt: Prompt = ""
+    num_inference_steps: Steps
+    num_images_per_prompt: Count = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,17 +1,13 @@
-"""upscale: the six parameters of the runner API, bounded.
+"""upscale: the six parameters of the runner API.
 
 Names and defaults are ai-runner's (runner/src/runner/routes/upscale.py).
 """
 
-from deployments.schemas.base import Request
-from deployments.schemas.images import InputFile, Prompt, Seed, Steps
+from deployments.schemas.images import ImagesRequest, InputFile, Steps
 
 
-class UpscaleRequest(Request):
+class UpscaleRequest(ImagesRequest):
     """Enlarge an image four times, guided by a text prompt."""
 
     image: InputFile
-    prompt: Prompt
-    safety_check: bool = True
-    seed: Seed | None = None
     num_inference_steps: Steps = 75

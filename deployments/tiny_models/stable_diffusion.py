@@ -42,11 +42,12 @@ def clip_text_encoder(tokenizer: Any) -> Any:
     return CLIPTextModel(config).eval()
 
 
-def vae(levels: int = 4, **config: Any) -> Any:
+def vae(levels: int = 4, latent_channels: int = 4, **config: Any) -> Any:
     """Returns Stable Diffusion's autoencoder.
 
     Args:
         levels: sides are halved once less than that; four levels shrink by 8.
+        latent_channels: how many numbers each latent is.
         config: what else is to differ from Stable Diffusion 1.5's.
     """
     from diffusers import AutoencoderKL
@@ -56,19 +57,20 @@ def vae(levels: int = 4, **config: Any) -> Any:
         layers_per_block=1,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
-        latent_channels=4,
+        latent_channels=latent_channels,
         norm_num_groups=4,
         sample_size=32,
         **config,
     ).eval()
 
 
-def unet(**config: Any) -> Any:
+def unet(cross_attention_dim: int = 32, **config: Any) -> Any:
     """Returns Stable Diffusion's UNet with attention at the two middle resolutions only.
 
     At the full one, attention over 4096 latents of a 512x512 image is 90 % of a CPU's work.
 
     Args:
+        cross_attention_dim: the text encoders' width.
         config: what is to differ from Stable Diffusion 1.5's.
     """
     from diffusers import UNet2DConditionModel
@@ -78,7 +80,7 @@ def unet(**config: Any) -> Any:
         layers_per_block=1,
         sample_size=64,
         norm_num_groups=4,
-        cross_attention_dim=32,
+        cross_attention_dim=cross_attention_dim,
         attention_head_dim=2,
         down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * 2, "DownBlock2D"),
         up_block_types=("UpBlock2D", *("CrossAttnUpBlock2D",) * 2, "UpBlock2D"),

@@ -18,7 +18,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from cluster.ai_models import ModelKey
 from cluster.backends.ray_serve import as_job_error
 from cluster.errors import InsufficientCapacity, JobError, JobFailed, JobRejected, ReplicaLost
-from deployments.errors import BadRequest, InferenceFailed
+from deployments.errors import BadRequest, InferenceFailed, ReplicaBroken
 
 KEY = ModelKey("text-to-image", "org/a")
 RAY: Any = exceptions
@@ -38,6 +38,7 @@ def from_replica(cause: Exception) -> RayTaskError:
     [
         (from_replica(BadRequest("width: no")), JobRejected, "width: no"),
         (from_replica(InferenceFailed("out of memory")), JobFailed, "out of memory"),
+        (from_replica(ReplicaBroken("CUDA is broken")), ReplicaLost, "CUDA is broken"),
         (from_replica(KeyError("a bug")), JobFailed, "KeyError: 'a bug'"),
         (ActorDiedError(), ReplicaLost, "died while it ran"),
         (ActorUnavailableError("gone", None), ReplicaLost, "went away"),
@@ -61,4 +62,4 @@ def test_failures_are_sorted(error: Exception, kind: type[JobError], text: str) 
     assert text in str(job_error)
     assert "Traceback" not in str(job_error)
     if isinstance(job_error, ReplicaLost):
-        assert bool(job_error.dead) == ("died" in text)
+        assert bool(job_error.dead) == ("died" in text), "a broken one may be broken for long"

@@ -41,6 +41,7 @@ def test_a_warm_model_has_a_gpu_for_each_replica(tmp_path: Path) -> None:
         "pipeline": PIPELINE,
         "model_id": "org/a",
         "models_dir": "/models",
+        "gpu_share": 1.0,
         "sfast": True,
         "deepcache": False,
     }
@@ -65,6 +66,7 @@ def test_our_own_options(tmp_path: Path) -> None:
     (application,) = render(tmp_path, {"model_id": "org/a", "warm": True, "ray": options})
     deployment = model_deployment(application)
     assert deployment["ray_actor_options"] == {"num_gpus": 0.5, "accelerator_type": "H100"}
+    assert application["args"]["gpu_share"] == 0.5
     assert deployment["max_ongoing_requests"] == 2
     scaling = deployment["autoscaling_config"]
     assert (scaling["min_replicas"], scaling["max_replicas"]) == (1, 4)
@@ -79,6 +81,18 @@ def test_without_gpus_models_run_on_the_cpu(tmp_path: Path) -> None:
     )
     # No CPU is taken either: two cores would hold two replicas, and a third would never start.
     assert model_deployment(application)["ray_actor_options"] == {"num_gpus": 0, "num_cpus": 0}
+
+
+def test_only_parler_tts_has_packages_of_its_own(tmp_path: Path) -> None:
+    parler, bark = render(
+        tmp_path,
+        {"pipeline": "text-to-speech", "model_id": "parler-tts/parler-tts-mini-v1", "warm": True},
+        {"pipeline": "text-to-speech", "model_id": "suno/bark", "warm": True},
+    )
+    environment = model_deployment(parler)["ray_actor_options"]["runtime_env"]["pip"]
+    assert "transformers==4.46.1" in environment["packages"]
+    assert "--no-deps" in environment["pip_install_options"]
+    assert model_deployment(bark)["ray_actor_options"] == {"num_gpus": 1}
 
 
 def test_models_behind_a_url_are_not_deployed(tmp_path: Path) -> None:

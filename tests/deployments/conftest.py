@@ -17,6 +17,7 @@ from deployments.model_args import ModelArgs
 from deployments.schemas.images import ImagesResult
 from deployments.schemas.text_to_image import TextToImageRequest
 from deployments.text_to_image import TextToImageReplica
+from tests.deployments.families import write_lightning
 
 TINY_SD = "livepeer-ray/tiny-sd"
 PATIENCE_S = 30.0
@@ -90,6 +91,14 @@ def replica(loaded_replica: ObservedReplica) -> Iterator[ObservedReplica]:
     loaded_replica.reset()
     yield loaded_replica
     loaded_replica.reset()
+
+
+@pytest.fixture(scope="session")
+def lightning_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models directory with what SDXL-Lightning is made of."""
+    directory = tmp_path_factory.mktemp("lightning")
+    write_lightning(directory)
+    return directory
 
 
 @pytest.fixture

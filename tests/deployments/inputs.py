@@ -1,10 +1,20 @@
-"""Input images, and a way to see what a diffusers pipeline is asked for."""
+"""Replicas, what they are given, and ways to see what they do with it."""
 
+import asyncio
 import io
+import threading
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from deployments.app import replica_class
+from deployments.model_args import ModelArgs
+from deployments.schemas.base import Request
+from tests.deployments.conftest import PATIENCE_S
 
 
 def photo(width: int = 64, height: int = 64, *, seed: int = 0) -> Image.Image:
@@ -17,6 +27,13 @@ def png(image: Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, format="PNG")
     return file.getvalue()
+
+
+def load(pipeline: str, model_id: str, models_dir: Path) -> Any:
+    """Returns the replica that the registry names for the pipeline, loaded."""
+    return replica_class(pipeline)(
+        args=ModelArgs(pipeline=pipeline, model_id=model_id, models_dir=models_dir)
+    )
 
 
 class Asked(dict[str, Any]):
@@ -33,3 +50,45 @@ class Asked(dict[str, Any]):
         self.clear()
         self.update(arguments)
         return self._pipe(**arguments)
+
+
+async def outputs(replica: Any, *requests: Request) -> list[bytes]:
+    """Returns the file that answers each request."""
+    return [(await replica.run(request)).result.files[0].data for request in requests]
+
+
+def looks(replica: Any, request: Request) -> int:
+    """Returns how often the replica looks whether this request is cancelled."""
+    looked: list[None] = []
+    replica.infer(request, lambda: looked.append(None))
+    return len(looked)
+
+
+async def steps_after_cancelling(
+    replica: Any, monkeypatch: pytest.MonkeyPatch, request: Request, then: Request
+) -> int:
+    """Cancels a request in its first step, runs another, and returns the first one's steps."""
+    steps = 0
+    stepped, go_on = threading.Event(), threading.Event()
+    infer = replica.infer
+
+    def observed(asked: Request, raise_if_cancelled: Callable[[], None]) -> Any:
+        def held() -> None:
+            nonlocal steps
+            steps += 1
+            stepped.set()
+            assert go_on.wait(PATIENCE_S)
+            raise_if_cancelled()
+
+        return infer(asked, held)
+
+    monkeypatch.setattr(replica, "infer", observed)
+    running = asyncio.create_task(replica.run(request))
+    await asyncio.to_thread(stepped.wait, PATIENCE_S)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    go_on.set()
+    monkeypatch.undo()
+    await replica.run(then)
+    return steps

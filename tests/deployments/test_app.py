@@ -9,15 +9,23 @@ from pydantic import ValidationError
 
 from deployments.app import build, replica_class
 from deployments.model_args import ModelArgs
+from deployments.parler_tts import ParlerTTSReplica
 from deployments.registry import PIPELINES
 from deployments.replica import Replica
 from deployments.schemas.base import Request
+from deployments.text_to_speech import TextToSpeechReplica
 
 
 @pytest.mark.parametrize("pipeline", sorted(PIPELINES))
 def test_every_line_of_the_registry_leads_to_a_replica(pipeline: str) -> None:
     assert issubclass(replica_class(pipeline), Replica)
     assert issubclass(PIPELINES[pipeline].request, Request)
+
+
+def test_a_model_that_needs_its_own_packages_has_its_own_replica() -> None:
+    speech = "text-to-speech"
+    assert replica_class(speech, "parler-tts/parler-tts-mini-v1") is ParlerTTSReplica
+    assert replica_class(speech, "suno/bark") is TextToSpeechReplica
 
 
 def test_an_unknown_pipeline_is_named() -> None:

@@ -1,8 +1,6 @@
 """image-to-image on a tiny Stable Diffusion and a tiny instruct-pix2pix."""
 
-import asyncio
 import math
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,15 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments import diffusion
-from deployments.app import replica_class
-from deployments.diffusion import Rendered
+from deployments import diffusion, special_models
 from deployments.errors import BadRequest
 from deployments.image_to_image import ImageToImageReplica
-from deployments.model_args import ModelArgs
 from deployments.schemas.image_to_image import ImageToImageRequest
+from deployments.special_models import special
 from tests.deployments.conftest import TINY_SD, pixels
-from tests.deployments.inputs import Asked, photo, png
+from tests.deployments.inputs import (
+    Asked,
+    load,
+    looks,
+    outputs,
+    photo,
+    png,
+    steps_after_cancelling,
+)
 
 TINY_PIX2PIX = "livepeer-ray/tiny-instruct-pix2pix"
 
@@ -29,28 +33,18 @@ def request(**parameters: Any) -> ImageToImageRequest:
     return ImageToImageRequest.parse({**quick, **parameters})
 
 
-def load(models_dir: Path, model_id: str) -> ImageToImageReplica:
-    return ImageToImageReplica(
-        args=ModelArgs(pipeline="image-to-image", model_id=model_id, models_dir=models_dir)
-    )
-
-
 @pytest.fixture(scope="module")
 def stable_diffusion(tiny_models_dir: Path) -> Iterator[ImageToImageReplica]:
-    replica = load(tiny_models_dir, TINY_SD)
+    replica = load("image-to-image", TINY_SD, tiny_models_dir)
     yield replica
     replica.close()
 
 
 @pytest.fixture(scope="module")
 def pix2pix(tiny_models_dir: Path) -> Iterator[ImageToImageReplica]:
-    replica = load(tiny_models_dir, TINY_PIX2PIX)
+    replica = load("image-to-image", TINY_PIX2PIX, tiny_models_dir)
     yield replica
     replica.close()
-
-
-def test_the_registry_knows_it() -> None:
-    assert replica_class("image-to-image") is ImageToImageReplica
 
 
 def test_defaults_are_the_reference_runners() -> None:
@@ -109,10 +103,7 @@ def test_a_bad_parameter_is_named(parameters: dict[str, Any]) -> None:
 async def test_every_parameter_counts(
     stable_diffusion: ImageToImageReplica, change: dict[str, Any]
 ) -> None:
-    plain, again, changed = [
-        (await stable_diffusion.run(request(**parameters))).result.files[0].data
-        for parameters in ({}, {}, change)
-    ]
+    plain, again, changed = await outputs(stable_diffusion, request(), request(), request(**change))
     assert plain == again
     assert plain != changed
 
@@ -132,10 +123,7 @@ async def test_every_parameter_counts(
 async def test_every_parameter_counts_for_pix2pix(
     pix2pix: ImageToImageReplica, change: dict[str, Any]
 ) -> None:
-    plain, again, changed = [
-        (await pix2pix.run(request(**parameters))).result.files[0].data
-        for parameters in ({}, {}, change)
-    ]
+    plain, again, changed = await outputs(pix2pix, request(), request(), request(**change))
     assert plain == again
     assert plain != changed
 
@@ -186,23 +174,6 @@ async def test_the_answer_has_the_nearest_size_that_the_model_takes(
         assert pixels(result)[0].shape == (answered[1], answered[0], 3)
 
 
-async def test_sizes_for_models_with_larger_patches_are_passed_on(
-    stable_diffusion: ImageToImageReplica, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Flux's pipeline ignores the size of its input."""
-    asked = Asked(stable_diffusion._pipe)
-    monkeypatch.setattr(stable_diffusion, "_pipe", asked)
-    monkeypatch.setattr(diffusion, "PATCHING_FAMILIES", ("Asked",))
-    await stable_diffusion.run(request(image=png(photo(120, 72))))
-    assert asked["image"][0].size == (112, 64)
-    assert "height" not in asked
-    monkeypatch.setattr(
-        stable_diffusion, "_takes", (stable_diffusion._takes | {"height", "width"}) - {"strength"}
-    )
-    await stable_diffusion.run(request(image=png(photo(120, 72))))
-    assert (asked["width"], asked["height"]) == (112, 64)
-
-
 async def test_a_strength_that_leaves_no_step_is_refused(
     fixtures: Callable[[str], ImageToImageReplica],
 ) -> None:
@@ -218,22 +189,24 @@ async def test_a_strength_that_leaves_no_step_is_refused(
 
 
 @given(steps=st.integers(1, 200), strength=st.floats(0, 1, exclude_min=True))
-def test_whatever_the_strength_there_is_a_step_or_a_refusal(
+def test_whatever_the_strength_there_are_whole_steps_or_a_refusal(
     stable_diffusion: ImageToImageReplica, steps: int, strength: float
 ) -> None:
     asked = request(num_inference_steps=steps, strength=strength)
     try:
-        taken = stable_diffusion._strength(asked)
+        taken = stable_diffusion._strength(asked) * steps
     except BadRequest:
-        taken = 1.0
         assert strength * steps < 1
-    assert int(steps * taken) >= 1
+    else:
+        assert taken.denominator == 1
+        assert taken >= 1
+        assert -1e-3 < strength * steps - taken < 1 + 1e-3
 
 
 async def test_turbo_models_run_without_guidance_and_with_a_step(
     stable_diffusion: ImageToImageReplica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(diffusion, "TURBO_MODELS", frozenset({TINY_SD}))
+    monkeypatch.setitem(special_models._BY_ID, TINY_SD, special("stabilityai/sd-turbo"))
     asked = Asked(stable_diffusion._pipe)
     monkeypatch.setattr(stable_diffusion, "_pipe", asked)
     for steps in (1, 3, 49):
@@ -267,30 +240,8 @@ async def test_a_lora_that_is_not_there_is_named(stable_diffusion: ImageToImageR
 async def test_a_cancelled_request_stops_at_its_next_step(
     pix2pix: ImageToImageReplica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = 0
-    stepped, go_on = threading.Event(), threading.Event()
-    infer = pix2pix.infer
-
-    def observed(asked: ImageToImageRequest, raise_if_cancelled: Callable[[], None]) -> Rendered:
-        def held() -> None:
-            nonlocal steps
-            steps += 1
-            stepped.set()
-            assert go_on.wait(30)
-            raise_if_cancelled()
-
-        return infer(asked, held)
-
-    monkeypatch.setattr(pix2pix, "infer", observed)
-    running = asyncio.create_task(pix2pix.run(request(num_inference_steps=100)))
-    await asyncio.to_thread(stepped.wait, 30)
-    running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await running
-    go_on.set()
-    monkeypatch.undo()
-    await pix2pix.run(request())
-    assert steps == 1
+    long = request(num_inference_steps=100)
+    assert await steps_after_cancelling(pix2pix, monkeypatch, long, then=request()) == 1
 
 
 async def test_the_input_guides_the_answer(stable_diffusion: ImageToImageReplica) -> None:
@@ -311,7 +262,5 @@ async def test_the_input_guides_the_answer(stable_diffusion: ImageToImageReplica
 
 
 def test_cancelling_is_looked_for_after_each_step(pix2pix: ImageToImageReplica) -> None:
-    looked: list[None] = []
-    pix2pix.infer(request(num_inference_steps=2), lambda: looked.append(None))
     # And once before the images are checked.
-    assert len(looked) == 2 + 1
+    assert looks(pix2pix, request(num_inference_steps=2)) == 2 + 1

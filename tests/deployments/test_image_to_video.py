@@ -11,13 +11,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from deployments.app import replica_class
 from deployments.errors import BadRequest
 from deployments.image_to_video import ImageToVideoReplica
-from deployments.model_args import ModelArgs
 from deployments.schemas.image_to_video import ImageToVideoRequest, VideoResult
 from deployments.tiny_models.stable_video import FRAMES
-from tests.deployments.inputs import Asked, photo, png
+from tests.deployments.inputs import Asked, load, looks, photo, png
 
 
 def request(**parameters: Any) -> ImageToVideoRequest:
@@ -42,19 +40,9 @@ def read(result: VideoResult) -> tuple[NDArray[np.uint8], int]:
 
 @pytest.fixture(scope="module")
 def video(tiny_models_dir: Path) -> Iterator[ImageToVideoReplica]:
-    replica = ImageToVideoReplica(
-        args=ModelArgs(
-            pipeline="image-to-video",
-            model_id="livepeer-ray/tiny-stable-video",
-            models_dir=tiny_models_dir,
-        )
-    )
+    replica = load("image-to-video", "livepeer-ray/tiny-stable-video", tiny_models_dir)
     yield replica
     replica.close()
-
-
-def test_the_registry_knows_it() -> None:
-    assert replica_class("image-to-video") is ImageToVideoReplica
 
 
 def test_defaults_are_the_reference_runners() -> None:
@@ -171,6 +159,4 @@ def test_the_safety_checker_sees_the_first_frame(
 
 
 def test_cancelling_is_looked_for_after_each_step(video: ImageToVideoReplica) -> None:
-    looked: list[None] = []
-    video.infer(request(num_inference_steps=2), lambda: looked.append(None))
-    assert len(looked) == 2
+    assert looks(video, request(num_inference_steps=2)) == 2

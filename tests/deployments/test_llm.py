@@ -5,12 +5,20 @@ import shutil
 from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from deployments.continuous_batching import Engine, Sampling
-from deployments.errors import BadRequest, InferenceFailed, LivepeerRayError, ModelBroken
+from deployments.continuous_batching import GPU_CACHE_SHARE, Engine, Sampling, _Mailbox
+from deployments.errors import (
+    BadRequest,
+    InferenceFailed,
+    LivepeerRayError,
+    ModelBroken,
+    ReplicaBroken,
+    ReplicaError,
+)
 from deployments.llm import MAX_CHUNK_CHARS, Detokenizer, LLMReplica
 from deployments.model_args import ModelArgs
 from deployments.schemas.llm import MAX_CONTENT_CHARS, LLMChunk, LLMRequest, LLMResult
@@ -348,6 +356,36 @@ async def test_a_template_that_refuses_is_quoted(
         await answer(replica, chat())
 
 
+async def test_what_would_end_the_engine_is_refused(
+    replica: LLMReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Some models' tokenizers have tokens that were added without a row for them in the model.
+    monkeypatch.setattr(replica._engine, "vocabulary", 50)
+    with pytest.raises(BadRequest, match=r"^messages: livepeer-ray/tiny-qwen3 does not know '"):
+        await answer(replica, chat("Hello", top_k=-1))
+    monkeypatch.undo()
+    monkeypatch.setattr(replica._tokenizer, "chat_template", "{{ messages[0].content }}")
+    with pytest.raises(BadRequest, match=r"^messages: the chat template .* leaves nothing"):
+        await answer(replica, chat(""))
+    assert (await answer(replica, chat(max_tokens=1))).usage.completion_tokens == 1
+
+
+async def test_a_router_that_died_leaves_nobody_waiting(
+    tiny_models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = LLMReplica(args=args(tiny_models_dir))
+
+    def stumble(*_: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(replica._engine, "_deliver", stumble)
+    with pytest.raises(ReplicaBroken, match="KeyError: 'a bug'"):
+        await answer(replica, chat(max_tokens=1))
+    with pytest.raises(LivepeerRayError, match="the engine has ended"):
+        await replica.check_health()
+    replica.close()
+
+
 async def test_an_engine_that_died_fails_its_requests_and_the_health_check(
     tiny_models_dir: Path,
 ) -> None:
@@ -362,18 +400,49 @@ async def test_an_engine_that_died_fails_its_requests_and_the_health_check(
             sampling=Sampling(temperature=1.0, top_k=10**6, top_p=1.0),
             stream=False,
         )
-        with pytest.raises(InferenceFailed):
+        with pytest.raises(ReplicaBroken):
             await anext(poison)
-        with pytest.raises(InferenceFailed):
+        with pytest.raises(ReplicaBroken):
             [chunk async for chunk in stream]
     async with asyncio.timeout(30):
         while replica._engine.fault is None:
             await asyncio.sleep(0.01)
-    with pytest.raises(InferenceFailed, match="the engine has ended"):
+    with pytest.raises(ReplicaBroken, match="the engine has ended"):
         await replica.run(chat())
     with pytest.raises(LivepeerRayError, match="the engine has ended"):
         await replica.check_health()
     replica.close()
+
+
+async def test_an_engine_that_breaks_down_is_told_from_a_request_that_failed(
+    tiny_models_dir: Path,
+) -> None:
+    engine = LLMReplica(args=args(tiny_models_dir))._engine
+    output = SimpleNamespace(request_id="one", error="why")
+
+    async def failure() -> BaseException:
+        mailbox = engine._mailboxes["one"] = _Mailbox()
+        engine._deliver(output)
+        with pytest.raises(ReplicaError, match="why") as caught:
+            await mailbox.take()
+        return caught.value
+
+    assert type(await failure()) is InferenceFailed
+    engine.close()
+    assert type(await failure()) is ReplicaBroken
+
+
+def test_models_that_share_a_gpu_leave_each_other_memory(
+    replica: LLMReplica, tiny_models_dir: Path
+) -> None:
+    half = LLMReplica(args=args(tiny_models_dir).model_copy(update={"gpu_share": 0.5}))
+    # A CPU's cache has a fixed size; what a GPU's would take stands in the library's settings.
+    shares = [
+        each._engine._manager.continuous_batching_config.max_memory_percent
+        for each in (replica, half)
+    ]
+    assert shares == [GPU_CACHE_SHARE, GPU_CACHE_SHARE / 2]
+    half.close()
 
 
 def test_a_model_that_the_engine_cannot_run_is_broken(

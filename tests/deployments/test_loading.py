@@ -1,24 +1,20 @@
-"""Finding and loading models: what is chosen, and what an operator is told when it fails."""
+"""Finding models, what to load them with, and what an operator is told when it fails."""
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoPipelineForText2Image, StableDiffusionPipeline
 
 from deployments.errors import ModelBroken, ModelError, ModelNotFound
 from deployments.loading import (
     choose_device,
     choose_dtype,
-    choose_variant,
+    find_file,
     find_snapshot,
-    load_pipeline,
     model_errors,
 )
 from deployments.text_to_image import TextToImageReplica
-from deployments.tiny_models.repository import write_repository
 from tests.deployments.conftest import TINY_SD, args
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -49,6 +45,14 @@ def test_a_missing_model_is_named_with_the_remedy(tiny_models_dir: Path) -> None
         TextToImageReplica(args=args(tiny_models_dir, "no/such-model"))
     assert f"no/such-model is not in {tiny_models_dir}" in str(error.value)
     assert f"hf download no/such-model --cache-dir {tiny_models_dir}" in str(error.value)
+
+
+def test_a_missing_file_is_named_with_the_remedy(tiny_models_dir: Path, tmp_path: Path) -> None:
+    assert find_file(TINY_SD, "model_index.json", tiny_models_dir).is_file()
+    command = f"hf download {TINY_SD} unet.safetensors --cache-dir"
+    for directory in (tiny_models_dir, tmp_path):
+        with pytest.raises(ModelNotFound, match=f"unet.safetensors of {TINY_SD} is .*{command}"):
+            find_file(TINY_SD, "unet.safetensors", directory)
 
 
 @pytest.mark.parametrize("model_id", ["../../etc", "a/b/c", ""])
@@ -111,55 +115,3 @@ def test_the_type_to_compute_in(
     pipeline_class: str, device: torch.device, dtype: torch.dtype
 ) -> None:
     assert choose_dtype(pipeline_class, device) == dtype
-
-
-@pytest.mark.parametrize(
-    ("files", "on_gpu", "on_cpu"),
-    [
-        (["unet/model.safetensors"], None, None),
-        (["unet/model.fp16.safetensors"], "fp16", "fp16"),
-        (["unet/model.safetensors", "unet/model.fp16.safetensors"], "fp16", None),
-        (["unet/model.bin", "unet/model.fp16.bin"], "fp16", None),
-        (["t/model.fp16-00001-of-00002.safetensors", "vae/model.safetensors"], "fp16", "fp16"),
-        (["whole_model.fp16.safetensors", "unet/model.safetensors"], None, None),
-        (["unet/config.json"], None, None),
-    ],
-)
-def test_the_variant_follows_the_files(
-    tmp_path: Path, files: list[str], on_gpu: str | None, on_cpu: str | None
-) -> None:
-    for file in files:
-        (tmp_path / file).parent.mkdir(exist_ok=True)
-        (tmp_path / file).touch()
-    assert choose_variant(tmp_path, CUDA) == on_gpu
-    assert choose_variant(tmp_path, CPU) == on_cpu
-
-
-def test_a_model_with_16_bit_files_only_runs_on_a_cpu(tiny_models_dir: Path) -> None:
-    whole = load_pipeline(AutoPipelineForText2Image, find_snapshot(TINY_SD, tiny_models_dir))
-
-    def save(directory: Path) -> None:
-        whole.to(dtype=torch.float16).save_pretrained(directory, variant="fp16")
-
-    snapshot = write_repository(tiny_models_dir, "test/fp16-only", save)
-    assert not list(snapshot.glob("*/diffusion_pytorch_model.safetensors"))
-    pipe = load_pipeline(AutoPipelineForText2Image, snapshot)
-    for component in (pipe.unet, pipe.vae, pipe.text_encoder):
-        assert {weight.dtype for weight in component.parameters()} == {torch.float32}
-
-
-def test_a_bundled_safety_checker_is_left_out(tiny_models_dir: Path) -> None:
-    whole = load_pipeline(AutoPipelineForText2Image, find_snapshot(TINY_SD, tiny_models_dir))
-
-    def save(directory: Path) -> None:
-        whole.save_pretrained(directory)
-        index = json.loads((directory / "model_index.json").read_text())
-        index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
-        index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
-        index["requires_safety_checker"] = True
-        (directory / "model_index.json").write_text(json.dumps(index))
-
-    snapshot = write_repository(tiny_models_dir, "test/with-checker", save)
-    pipe = load_pipeline(AutoPipelineForText2Image, snapshot)
-    assert isinstance(pipe, StableDiffusionPipeline)
-    assert pipe.safety_checker is None

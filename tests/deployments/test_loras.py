@@ -10,20 +10,22 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
 from deployments import loras as loras_module
-from deployments.errors import BadRequest
-from deployments.loading import find_snapshot, load_pipeline
+from deployments.assembly import find_files, load_pipeline
+from deployments.errors import BadRequest, ReplicaError
 from deployments.loras import USUAL_FILE, parse_loras
+from deployments.text_to_image import TextToImageReplica
 from deployments.tiny_models.repository import write_repository
-from tests.deployments.conftest import TINY_SD, ObservedReplica, request
+from tests.deployments.conftest import TINY_SD, ObservedReplica, args, request
+from tests.deployments.families import save_flux
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _tiny_loras(tiny_models_dir: Path) -> None:
     """Writes two that fit, one for the UNet and one for the text encoder too, and bad ones."""
-    snapshot = find_snapshot(TINY_SD, tiny_models_dir)
+    files = find_files(TINY_SD, tiny_models_dir)
 
     def save(directory: Path, *, with_text: bool) -> None:
-        pipe = load_pipeline(AutoPipelineForText2Image, snapshot)
+        pipe = load_pipeline(AutoPipelineForText2Image, files)
         pipe.unet.add_adapter(
             LoraConfig(r=2, init_lora_weights=False, target_modules=["to_q", "to_v"])
         )
@@ -96,6 +98,45 @@ async def test_only_so_many_stay_loaded(
     assert list(replica._loras._names) == ["test/both"]
     assert replica._pipe.get_list_adapters()["unet"] == [replica._loras._names["test/both"]]
     assert await image(replica, '{"test/unet-1.5": 1}') == first
+
+
+async def test_when_memory_runs_out_the_idle_ones_go(replica: ObservedReplica) -> None:
+    await image(replica, '{"test/unet-1.5": 1}')
+    both = await image(replica, '{"test/both": 1}')
+    assert {"test/unet-1.5", "test/both"} <= replica._loras._names.keys()
+    replica.failure = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+    with pytest.raises(ReplicaError, match="out of GPU memory"):
+        await image(replica, '{"test/both": 1}')
+    assert list(replica._loras._names) == ["test/both"]
+    with pytest.raises(ReplicaError, match="out of GPU memory"):
+        await image(replica)
+    assert not replica._loras._names
+    assert not any(replica._pipe.get_list_adapters().values())
+    replica.reset()
+    assert await image(replica, '{"test/both": 1}') == both
+
+
+async def test_one_that_changes_flux_itself_is_refused_and_leaves_no_trace(
+    tmp_path: Path,
+) -> None:
+    """As FLUX.1-Depth-dev-lora does: its transformer reads a second image beside the first."""
+
+    def save_control(directory: Path) -> None:
+        layers = {
+            "transformer.x_embedder.lora_A.weight": torch.ones(2, 128),
+            "transformer.x_embedder.lora_B.weight": torch.ones(32, 2),
+            "transformer.transformer_blocks.0.attn.norm_q.weight": torch.zeros(16),
+        }
+        save_file(layers, directory / USUAL_FILE)
+
+    write_repository(tmp_path, "test/flux", save_flux)
+    write_repository(tmp_path, "test/control", save_control)
+    replica = TextToImageReplica(args=args(tmp_path, "test/flux"))
+    plain = (await replica.run(request())).result.files[0].data
+    with pytest.raises(BadRequest, match="test/control is made for another kind of model"):
+        await replica.run(request(loras='{"test/control": 1}'))
+    assert (await replica.run(request())).result.files[0].data == plain
+    replica.close()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from deployments import replica as replica_module
-from deployments.errors import BadRequest, InferenceFailed, LivepeerRayError, ModelBroken
+from deployments.errors import (
+    BadRequest,
+    InferenceFailed,
+    LivepeerRayError,
+    ModelBroken,
+    ReplicaBroken,
+)
 from deployments.replica import Replica
 from deployments.schemas.base import Result
 from deployments.schemas.text_to_image import TextToImageRequest
@@ -169,6 +175,10 @@ async def test_a_broken_gpu_makes_the_replica_unhealthy(
         await replica.run(request())
     with pytest.raises(LivepeerRayError, match="CUDA is broken"):
         await replica.check_health()
+    # Until it is replaced: others should have what it gets, and nobody is to blame.
+    replica.failure = None
+    with pytest.raises(ReplicaBroken, match="CUDA is broken"):
+        await replica.run(request())
 
 
 async def test_a_bad_request_passes_unchanged(replica: ObservedReplica) -> None:

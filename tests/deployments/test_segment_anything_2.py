@@ -129,7 +129,9 @@ def test_masks_are_ones_and_zeros_without_logits(replica: CountingReplica) -> No
 async def test_the_answer_is_the_text_of_nested_lists(replica: CountingReplica) -> None:
     parameters = {"multimask_output": False, **POINT}
     request = SegmentAnything2Request(image=picture(), **parameters)
-    document = (await replica.run(request)).result.document([])
+    result = (await replica.run(request)).result
+    document = result.document([])
+    assert json.loads(b"".join(result.document_json([]))) == document
     # ai-runner, routes/segment_anything_2.py: str(array.tolist()) of each.
     assert document == {
         name: str(array.tolist()) for name, array in segment(replica, **parameters).items()

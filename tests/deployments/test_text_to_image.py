@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from deployments import diffusion
+from deployments import diffusion, special_models
+from deployments.special_models import special
 from deployments.text_to_image import TextToImageReplica
-from tests.deployments.conftest import ObservedReplica, args, pixels, request
+from tests.deployments.conftest import TINY_SD, ObservedReplica, args, pixels, request
+from tests.deployments.inputs import Asked
 
 
 async def test_the_same_seed_gives_the_same_bytes(replica: ObservedReplica) -> None:
@@ -50,29 +52,6 @@ async def test_sizes_are_exact(replica: ObservedReplica, width: int, height: int
     assert pixels(result)[0].shape == (height, width, 3)
 
 
-async def test_sizes_are_exact_for_models_with_larger_patches(
-    replica: ObservedReplica, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(diffusion, "PATCHING_FAMILIES", ("StableDiffusion",))
-    asked: dict[str, Any] = {}
-    pipe = replica._pipe
-
-    class Recorder:
-        """The pipeline, noting what it is asked for."""
-
-        device = pipe.device
-
-        def __call__(self, **parameters: Any) -> Any:
-            asked.update(parameters)
-            return pipe(**parameters)
-
-    Recorder.__name__ = type(pipe).__name__
-    monkeypatch.setattr(replica, "_pipe", Recorder())
-    result = (await replica.run(request(width=136, height=72))).result
-    assert (asked["width"], asked["height"]) == (144, 80)
-    assert pixels(result)[0].shape == (72, 136, 3)
-
-
 async def test_without_a_seed_each_request_gets_its_own(replica: ObservedReplica) -> None:
     results = [
         (await replica.run(request(seed=None, num_images_per_prompt=2))).result for _ in range(2)
@@ -110,7 +89,7 @@ async def test_the_extremes_of_a_seed_are_served(replica: ObservedReplica) -> No
 async def test_turbo_models_run_without_guidance(
     replica: ObservedReplica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(diffusion, "TURBO_MODELS", frozenset({replica.args.model_id}))
+    monkeypatch.setitem(special_models._BY_ID, TINY_SD, special("stabilityai/sd-turbo"))
     low, high = [(await replica.run(request(guidance_scale=scale))).result for scale in (2, 9)]
     assert low.files[0].data == high.files[0].data
 
@@ -122,8 +101,8 @@ async def test_turbo_models_run_without_guidance(
         (["prompt", "prompt_2"], "a", {"prompt": "a"}),
         (["prompt", "prompt_2"], " a | b | c", {"prompt": "a", "prompt_2": "b | c"}),
         (["prompt", "prompt_2", "prompt_3"], "a||c", {"prompt": "a", "prompt_2": "c"}),
-        (["prompt", "prompt_2"], "|", {"prompt": "|"}),
-        (["prompt", "prompt_2"], "", {"prompt": ""}),
+        (["prompt", "prompt_2"], "|", {}),
+        (["prompt", "prompt_2"], " ", {}),
     ],
 )
 def test_prompts_of_several_encoders(
@@ -135,6 +114,19 @@ def test_prompts_of_several_encoders(
 ) -> None:
     monkeypatch.setattr(replica, "_takes", frozenset(takes))
     assert replica.split("prompt", text) == expected
+
+
+async def test_a_blank_negative_prompt_is_none(
+    replica: ObservedReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SDXL is trained to be guided away from zeros, which diffusers takes for none only."""
+    asked = Asked(replica._pipe)
+    monkeypatch.setattr(replica, "_pipe", asked)
+    await replica.run(request("|", negative_prompt=" "))
+    assert asked["prompt"] == "|"
+    assert "negative_prompt" not in asked
+    await replica.run(request(negative_prompt="fog"))
+    assert asked["negative_prompt"] == "fog"
 
 
 async def test_what_a_pipeline_does_not_take_is_left_out(

@@ -1,59 +1,77 @@
-"""text-to-speech on a real VITS, and a real SpeechT5, of random weights."""
+"""text-to-speech on a real VITS, SpeechT5 and Bark, of random weights."""
 
 import asyncio
 import io
-import string
+import shutil
 import threading
 import wave
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from deployments.audio_output import encode_wav
 from deployments.errors import BadRequest, ModelBroken, ModelNotFound
 from deployments.model_args import ModelArgs
+from deployments.parler_tts import ParlerTTSReplica
 from deployments.schemas.text_to_speech import (
+    MAX_DESCRIPTION_CHARS,
     MAX_TEXT_CHARS,
     TextToSpeechRequest,
     TextToSpeechResult,
 )
-from deployments.text_to_speech import (
-    MAX_PIECE_CHARS,
-    SPEECHT5_VOCODER,
-    Spoken,
-    TextToSpeechReplica,
-    pieces,
-)
+from deployments.speecht5 import VOCODER, VOICES
+from deployments.text_to_speech import MAX_PIECE_CHARS, Spoken, TextToSpeechReplica, pieces
 from deployments.tiny_models.repository import write_repository
 from tests.deployments.conftest import PATIENCE_S
+from tests.deployments.speech_models import (
+    SPEAKER_SIZE,
+    save_bark,
+    save_speecht5,
+    save_vocoder,
+    save_voices,
+)
 
 
 class ObservedReplica(TextToSpeechReplica):
     """The real replica, with a hand on its pieces."""
 
     def __init__(self, *, args: ModelArgs) -> None:
+        self.said: list[str] = []
         self.asked = 0
+        self.hold_at = 1
         self.stepped = threading.Event()
         self.go_on = threading.Event()
         self.go_on.set()
         super().__init__(args=args)
 
     def infer(self, request: TextToSpeechRequest, raise_if_cancelled: Callable[[], None]) -> Spoken:
-        """Infers, counting the pieces and holding them while `go_on` is not set."""
+        """Infers, counting how often it asks whether to go on, and holding it there."""
         self.asked = 0
+        self.said.clear()
 
         def observed() -> None:
             self.asked += 1
-            self.stepped.set()
-            assert self.go_on.wait(PATIENCE_S)
+            if self.asked == self.hold_at:
+                self.stepped.set()
+                assert self.go_on.wait(PATIENCE_S)
             raise_if_cancelled()
 
         return super().infer(request, observed)
+
+    def say(
+        self, piece: str, description: str, raise_if_cancelled: Callable[[], None]
+    ) -> NDArray[np.float32] | None:
+        """Says it and notes it."""
+        self.said.append(piece)
+        return super().say(piece, description, raise_if_cancelled)
 
 
 def args(models_dir: Path, model_id: str = "livepeer-ray/tiny-vits") -> ModelArgs:
@@ -72,12 +90,12 @@ async def speak(replica: TextToSpeechReplica, text: str, **more: Any) -> TextToS
     return (await replica.run(request)).result
 
 
-def seconds(result: TextToSpeechResult) -> float:
+def seconds(result: TextToSpeechResult, rate_hz: int = 16_000) -> float:
     with wave.open(io.BytesIO(result.audio.data)) as wav:
-        assert (wav.getnchannels(), wav.getsampwidth(), wav.getframerate()) == (1, 2, 16_000)
+        assert (wav.getnchannels(), wav.getsampwidth(), wav.getframerate()) == (1, 2, rate_hz)
         samples = np.frombuffer(wav.readframes(wav.getnframes()), dtype="<i2")
     assert samples.any()
-    return len(samples) / 16_000
+    return len(samples) / rate_hz
 
 
 async def test_a_text_is_a_wav_file(replica: ObservedReplica) -> None:
@@ -89,10 +107,11 @@ async def test_a_text_is_a_wav_file(replica: ObservedReplica) -> None:
 
 async def test_a_long_text_is_spoken_in_pieces(replica: ObservedReplica) -> None:
     short = seconds(await speak(replica, "the cat sat."))
-    assert replica.asked == 1
+    assert replica.said == ["the cat sat."]
     text = "the cat sat. " * 30
     long = seconds(await speak(replica, text))
-    assert replica.asked == len(list(pieces(text))) == 3
+    assert replica.said == list(pieces(text))
+    assert len(replica.said) == 3
     assert long > 5 * short
 
 
@@ -158,60 +177,86 @@ def test_loud_and_broken_samples_stay_in_range() -> None:
     assert samples == [0, 32767, -32767, 32767, -32767, 0, 32767]
 
 
-def test_parler_is_named_before_anyone_downloads_it(tmp_path: Path) -> None:
-    with pytest.raises(ModelBroken, match=r"^parler-tts/mini: Parler-TTS is not served yet"):
-        TextToSpeechReplica(args=args(tmp_path, "parler-tts/mini"))
+def save_dataset(models_dir: Path, save: Callable[[Path], None]) -> None:
+    """Writes SpeechT5's voices to where `hf download --repo-type dataset` leaves them."""
+    folder = models_dir / f"datasets--{VOICES.replace('/', '--')}"
+    shutil.rmtree(folder, ignore_errors=True)
+    write_repository(models_dir, VOICES, save)
+    (models_dir / f"models--{VOICES.replace('/', '--')}").rename(folder)
 
 
-def save_speecht5(directory: Path) -> None:
-    """Its real tokenizer needs sentencepiece; this one knows lower-case letters."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Split
-    from transformers import PreTrainedTokenizerFast, SpeechT5Config, SpeechT5ForTextToSpeech
-
-    vocabulary = dict(
-        zip(["<s>", "<pad>", "</s>", "<unk>", *string.ascii_lowercase], range(30), strict=True)
-    )
-    letters = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    letters.pre_tokenizer = Split("", "isolated")
-    config = SpeechT5Config(
-        vocab_size=len(vocabulary),
-        hidden_size=24,
-        encoder_layers=1,
-        encoder_attention_heads=4,
-        encoder_ffn_dim=32,
-        decoder_layers=1,
-        decoder_attention_heads=4,
-        decoder_ffn_dim=32,
-        speech_decoder_prenet_units=32,
-        speech_decoder_postnet_units=32,
-        speaker_embedding_dim=16,
-        speech_decoder_postnet_layers=2,
-    )
-    SpeechT5ForTextToSpeech(config).eval().save_pretrained(directory)
-    PreTrainedTokenizerFast(
-        tokenizer_object=letters, unk_token="<unk>", pad_token="<pad>"
-    ).save_pretrained(directory)
+def test_parler_tts_outside_its_environment(tiny_models_dir: Path) -> None:
+    with pytest.raises(ModelBroken, match=r"needs the runtime environment that `livepeer-ray"):
+        ParlerTTSReplica(args=args(tiny_models_dir))
 
 
-def save_vocoder(directory: Path) -> None:
-    from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
-
-    config = SpeechT5HifiGanConfig(
-        upsample_initial_channel=32,
-        resblock_kernel_sizes=[3],
-        resblock_dilation_sizes=[[1, 3]],
-        initializer_range=0.3,  # loud enough for 16 bits
-    )
-    SpeechT5HifiGan(config).eval().save_pretrained(directory)
+@pytest.mark.parametrize("length", [MAX_DESCRIPTION_CHARS, MAX_DESCRIPTION_CHARS + 1])
+def test_descriptions_are_bounded(length: int) -> None:
+    payload = {"text": "hello", "description": "a" * length}
+    if length <= MAX_DESCRIPTION_CHARS:
+        assert len(TextToSpeechRequest.parse(payload).description) == length
+    else:
+        with pytest.raises(BadRequest, match=r"^description: "):
+            TextToSpeechRequest.parse(payload)
 
 
-async def test_speecht5_speaks_through_its_vocoder(tmp_path: Path) -> None:
-    write_repository(tmp_path, "test/speecht5", save_speecht5)
-    with pytest.raises(ModelNotFound, match=f"hf download {SPEECHT5_VOCODER}"):
-        TextToSpeechReplica(args=args(tmp_path, "test/speecht5"))
-    write_repository(tmp_path, SPEECHT5_VOCODER, save_vocoder)
-    replica = TextToSpeechReplica(args=args(tmp_path, "test/speecht5"))
+@pytest.fixture(scope="module")
+def speecht5_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    models_dir = tmp_path_factory.mktemp("speecht5")
+    write_repository(models_dir, "test/speecht5", save_speecht5)
+    return models_dir
+
+
+async def test_speecht5_speaks_with_its_voice_through_its_vocoder(speecht5_dir: Path) -> None:
+    of_speecht5 = args(speecht5_dir, "test/speecht5")
+    with pytest.raises(ModelNotFound, match=f"hf download {VOICES} --repo-type dataset "):
+        TextToSpeechReplica(args=of_speecht5)
+    save_dataset(speecht5_dir, partial(save_voices, size=3))
+    with pytest.raises(ModelBroken, match=rf"is \(3,\), the model wants \({SPEAKER_SIZE},\)"):
+        TextToSpeechReplica(args=of_speecht5)
+    save_dataset(speecht5_dir, save_voices)
+    with pytest.raises(ModelNotFound, match=f"hf download {VOCODER} --cache-dir"):
+        TextToSpeechReplica(args=of_speecht5)
+    write_repository(speecht5_dir, VOCODER, save_vocoder)
+
+    replica = ObservedReplica(args=of_speecht5)
     assert seconds(await speak(replica, "hello")) > 0
+    # It is asked in the loop of each piece, not only between them.
+    assert replica.said == ["hello"]
+    assert replica.asked > 20
+    with pytest.raises(BadRequest, match=r"^text: it has no character"):
+        await speak(replica, "漢字")
+    replica.close()
+
+
+async def test_speecht5_has_the_voice_of_the_data_set(speecht5_dir: Path) -> None:
+    write_repository(speecht5_dir, VOCODER, save_vocoder)
+    spoken = []
+    for voice, times in ((1, 2), (2, 1)):
+        save_dataset(speecht5_dir, partial(save_voices, voice=voice))
+        replica = TextToSpeechReplica(args=args(speecht5_dir, "test/speecht5"))
+        for _ in range(times):
+            torch.manual_seed(0)  # its decoder drops out units even when it speaks
+            spoken.append((await speak(replica, "hi")).audio.data)
+        replica.close()
+    assert spoken[0] == spoken[1] != spoken[2]
+
+
+async def test_bark_speaks_and_can_be_stopped_within_a_piece(tmp_path: Path) -> None:
+    write_repository(tmp_path, "test/bark", save_bark)
+    replica = ObservedReplica(args=args(tmp_path, "test/bark"))
+    assert seconds(await speak(replica, "hello there"), rate_hz=24_000) > 0.3
+    assert replica.said == ["hello there"]
+    assert replica.asked > 50
+    replica.stepped.clear()
+    replica.go_on.clear()
+    replica.hold_at = 40
+    running = asyncio.create_task(speak(replica, "hello there"))
+    await asyncio.to_thread(replica.stepped.wait, PATIENCE_S)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    replica.go_on.set()
+    await asyncio.wrap_future(replica._model_executor.submit(lambda: None))
+    assert replica.asked == 40
     replica.close()

@@ -1,22 +1,17 @@
 """upscale on a tiny x4 upscaler."""
 
-import asyncio
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from deployments.app import replica_class
-from deployments.diffusion import Rendered
 from deployments.errors import BadRequest
-from deployments.model_args import ModelArgs
 from deployments.schemas.upscale import UpscaleRequest
 from deployments.upscale import UpscaleReplica
 from tests.deployments.conftest import pixels
-from tests.deployments.inputs import photo, png
+from tests.deployments.inputs import load, looks, outputs, photo, png, steps_after_cancelling
 
 
 def request(**parameters: Any) -> UpscaleRequest:
@@ -26,17 +21,9 @@ def request(**parameters: Any) -> UpscaleRequest:
 
 @pytest.fixture(scope="module")
 def upscaler(tiny_models_dir: Path) -> Iterator[UpscaleReplica]:
-    replica = UpscaleReplica(
-        args=ModelArgs(
-            pipeline="upscale", model_id="livepeer-ray/tiny-upscaler", models_dir=tiny_models_dir
-        )
-    )
+    replica = load("upscale", "livepeer-ray/tiny-upscaler", tiny_models_dir)
     yield replica
     replica.close()
-
-
-def test_the_registry_knows_it() -> None:
-    assert replica_class("upscale") is UpscaleReplica
 
 
 def test_defaults_are_the_reference_runners() -> None:
@@ -79,10 +66,7 @@ async def test_the_answer_is_exactly_four_times_as_large(
     ],
 )
 async def test_every_parameter_counts(upscaler: UpscaleReplica, change: dict[str, Any]) -> None:
-    plain, again, changed = [
-        (await upscaler.run(request(**parameters))).result.files[0].data
-        for parameters in ({}, {}, change)
-    ]
+    plain, again, changed = await outputs(upscaler, request(), request(), request(**change))
     assert plain == again
     assert plain != changed
 
@@ -106,34 +90,10 @@ async def test_an_image_that_cannot_be_used_is_refused_and_the_next_is_served(
 async def test_a_cancelled_request_stops_at_its_next_step(
     upscaler: UpscaleReplica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = 0
-    stepped, go_on = threading.Event(), threading.Event()
-    infer = upscaler.infer
-
-    def observed(asked: UpscaleRequest, raise_if_cancelled: Callable[[], None]) -> Rendered:
-        def held() -> None:
-            nonlocal steps
-            steps += 1
-            stepped.set()
-            assert go_on.wait(30)
-            raise_if_cancelled()
-
-        return infer(asked, held)
-
-    monkeypatch.setattr(upscaler, "infer", observed)
-    running = asyncio.create_task(upscaler.run(request(num_inference_steps=100)))
-    await asyncio.to_thread(stepped.wait, 30)
-    running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await running
-    go_on.set()
-    monkeypatch.undo()
-    await upscaler.run(request())
-    assert steps == 1
+    long = request(num_inference_steps=100)
+    assert await steps_after_cancelling(upscaler, monkeypatch, long, then=request()) == 1
 
 
 def test_cancelling_is_looked_for_after_each_step(upscaler: UpscaleReplica) -> None:
-    looked: list[None] = []
-    upscaler.infer(request(num_inference_steps=2), lambda: looked.append(None))
-    # And once before the images are checked.
-    assert len(looked) == 2 + 1
+    # And once before the image is checked.
+    assert looks(upscaler, request(num_inference_steps=2)) == 2 + 1
