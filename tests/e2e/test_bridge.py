@@ -3,7 +3,6 @@
 import asyncio
 import io
 import json
-import os
 import signal
 
 import numpy as np
@@ -125,31 +124,6 @@ async def test_sigterm_finishes_the_running_job(
         assert not asked.done()
         assert (await asked)[0] == 200
         assert await bridge.ends() == 0
-
-
-async def test_a_killed_replica_costs_no_job(
-    orchestrator: Orchestrator, gateway: Gateway, deployed: Deployed
-) -> None:
-    flags = bridge_flags(orchestrator, deployed, SECOND)
-    async with livepeer_ray("bridge", *flags, secret=SECRET) as bridge:
-        await orchestrator.advertises({SECOND: 1})
-        # So much work that it is not done when the replica dies.
-        asked = asyncio.create_task(
-            gateway.text_to_image(model_id=SECOND, num_inference_steps=200, width=512, height=512)
-        )
-        await orchestrator.has_a_job_out()
-        # A replica that dies before the request reaches it is no loss: Serve itself sends it to
-        # the next one. This is about one that has begun.
-        await asyncio.sleep(1.0)
-        assert not asked.done()
-        (pid,) = deployed.ray.replicas(SECOND)
-        os.kill(pid, signal.SIGKILL)
-        await orchestrator.advertises({})
-        await orchestrator.advertises({SECOND: 1})
-        status, document = await asked
-        assert status == 200, (document, bridge.output)
-        assert "died while it ran the job; running it again" in bridge.output
-        assert deployed.ray.replicas(SECOND) != {pid}
 
 
 async def test_a_wrong_secret_is_status_3(orchestrator: Orchestrator, deployed: Deployed) -> None:

@@ -43,7 +43,7 @@ KEY = ModelKey(SPELLING.name, "org/alphabet")
 SLOTS = 5
 """Of a replica, by Serve's default."""
 
-TIME_S = 60.0
+TIME_S = 400.0
 ENDLESS = SpellingRequest(text="ab", times=1_000_000)
 
 
@@ -140,6 +140,25 @@ async def test_its_jobs_run_like_any_others(model: AIModel) -> None:
     assert "text: String should have at least 1 character" in empty
     assert "text: 'c' is not in this alphabet" in unknown
     assert orchestrator.faults == []
+
+
+async def test_a_killed_replica_costs_no_job(
+    model: AIModel, ray: RayCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with LoopbackOrchestrator(secret=SECRET) as orchestrator, bridge(orchestrator, model):
+        connector = aiohttp.TCPConnector(ssl=False)
+        async with aiohttp.ClientSession(orchestrator.url, connector=connector) as http:
+            asked = asyncio.create_task(http.post("/spelling", json={"text": "ab", "times": 1500}))
+            # A replica that dies before the request reaches it is no loss: Serve itself sends it
+            # to the next one. This is about one that has begun.
+            await asyncio.sleep(1.0)
+            (pid,) = ray.replicas(KEY.model_id, SPELLING.name)
+            os.kill(pid, signal.SIGKILL)
+            response = await asked
+            assert response.status == 200, await response.text()
+            assert len((await response.json())["text"].split()) == 3000
+    assert "died while it ran the job; running it again" in caplog.text
+    assert ray.replicas(KEY.model_id, SPELLING.name) != {pid}
 
 
 async def spelled(backend: RayBackend, text: str) -> str:
