@@ -45,7 +45,7 @@ class ReferenceBackend:
         self._pixels = pixels
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="reference")
 
-    async def run(self, key: ModelKey, request: Request) -> Completed[Result]:  # noqa: ARG002 (the protocol of all backends)
+    async def run(self, key: ModelKey, request: Request, *, timeout_s: float) -> Completed[Result]:  # noqa: ARG002 (the protocol of all backends)
         """Does what the reference does outside the model."""
         began = time.perf_counter()
         data = await asyncio.get_running_loop().run_in_executor(
@@ -58,7 +58,9 @@ class ReferenceBackend:
             compute_s=time.perf_counter() - began,
         )
 
-    def stream(self, key: ModelKey, request: Request) -> AsyncGenerator[Chunk, None]:
+    def stream(
+        self, key: ModelKey, request: Request, *, timeout_s: float
+    ) -> AsyncGenerator[Chunk, None]:
         """Is never asked for: pictures are not streamed."""
         raise NotImplementedError(f"{key}: {request}")
 

@@ -25,6 +25,7 @@ from cluster.ai_models import AIModel, ModelKey, RayOptions
 from cluster.backends.ray_serve import RayBackend
 from cluster.bridge.address import Address
 from cluster.bridge.bridge import Bridge, JobRecord
+from cluster.bridge.deadlines import Deadlines
 from cluster.bridge.event_stream import Stream
 from cluster.bridge.inputs import Inputs
 from cluster.bridge.job import Job
@@ -34,7 +35,7 @@ from cluster.capacity import Capacity, CapacityWatch, ModelCapacity
 from cluster.errors import LivepeerRayError
 from cluster.placement import UNBOUNDED, place
 from cluster.serve_config import serve_config
-from cluster.settings import DEADLINE_S, NEWEST_KNOWN_VERSION
+from cluster.settings import NEWEST_KNOWN_VERSION
 
 SLOTS = 8
 """Jobs at a time, on either path."""
@@ -163,7 +164,7 @@ async def running_rig(pixels: NDArray[np.uint8]) -> AsyncIterator[Rig]:
             },
             inputs=inputs,
             delivery=delivery,
-            deadline_s=DEADLINE_S,
+            deadlines=Deadlines(),
             grace_s=GRACE_S,
             on_finished=lambda record: finished.put_nowait((record, delivery.timing(record))),
         )
@@ -175,7 +176,7 @@ async def running_rig(pixels: NDArray[np.uint8]) -> AsyncIterator[Rig]:
         )
         stop = asyncio.Event()
         working = asyncio.create_task(
-            bridge.run(registration=registration, snapshots=_snapshots(), stop=stop)
+            bridge.run(registrations=[registration], snapshots=_snapshots(), stop=stop)
         )
         try:
             connector = aiohttp.TCPConnector(ssl=False)  # the certificate is seconds old

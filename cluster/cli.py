@@ -144,10 +144,21 @@ def _start(arguments: argparse.Namespace) -> int:
 
 
 def _bridge(arguments: argparse.Namespace) -> int:
+    from cluster import logs
+    from cluster.bridge.journal import open_journal
+    from cluster.bridge.left_over import answer_at_once
+
+    settings = bridge_settings(arguments)
+    logs.configure(as_json=arguments.log_json)
+    addresses = [orchestrator.address for orchestrator in settings.orchestrators]
+    journal = open_journal(settings.state_dir, addresses=addresses)
+    answer_at_once(journal, secret=settings.orch_secret)
+    # Imports Ray, which takes seconds.
     from cluster.commands import bridge
 
     return bridge.run(
-        bridge_settings(arguments),
+        settings,
+        journal=journal,
         log_json=arguments.log_json,
         supervised=arguments.supervised,
         last_good=arguments.last_good,

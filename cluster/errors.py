@@ -4,13 +4,14 @@
     ├── ReplicaError                      raised in a replica; .http_status
     │   ├── BadRequest                      400
     │   ├── InferenceFailed                 500
-    │   └── ReplicaLost                     503
+    │   └── ReplicaBroken                   503
     ├── ModelError                        a replica that cannot load
     │   ├── ModelNotFound
     │   └── ModelBroken
     ├── JobError                          how a job is answered; .http_status, .network_text()
     │   ├── JobRejected                     400  nobody could serve it
     │   ├── InsufficientCapacity            503  somebody else should
+    │   │   └── ReplicaLost                       or another replica of ours; .dead
     │   └── JobFailed                       500  our fault
     │       └── DeadlinePassed              504
     ├── ConfigError                       the operator has to change something; exit status 2
@@ -37,8 +38,8 @@ from deployments.errors import (
     ModelBroken,
     ModelError,
     ModelNotFound,
+    ReplicaBroken,
     ReplicaError,
-    ReplicaLost,
 )
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "OrchestratorRefused",
     "OrchestratorUnreachable",
     "RegistrationError",
+    "ReplicaBroken",
     "ReplicaError",
     "ReplicaLost",
 ]
@@ -95,6 +97,21 @@ class InsufficientCapacity(JobError):
 
     http_status = 503
     _text = "insufficient capacity: {why}"
+
+
+class ReplicaLost(InsufficientCapacity):
+    """The replica went away under the job, which another one can run."""
+
+    def __init__(self, message: str, *, dead: str = "") -> None:
+        """Takes what happened.
+
+        Args:
+            message: for logs and, where nobody else runs the job, for the orchestrator.
+            dead: the replica whose process ended, which the job itself may have caused; empty
+                where its node is gone or does not answer.
+        """
+        super().__init__(message)
+        self.dead = dead
 
 
 class JobFailed(JobError):

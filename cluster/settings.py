@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from cluster.bridge.address import Address
+from cluster.bridge.deadlines import DEADLINE_S, Deadlines
 from cluster.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "LIVEPEER_RAY_"
@@ -30,9 +31,6 @@ DEFAULT_MODELS_DIR = "~/.lpData/models"
 
 NEWEST_KNOWN_VERSION = "0.9.1"
 """An orchestrator turns away workers older than itself; go-livepeer's newest release we know."""
-
-DEADLINE_S = 540.0
-"""Media saved later than 10 minutes after the job began is lost (go-livepeer's storage)."""
 
 GRACE_S = 120.0
 
@@ -52,32 +50,44 @@ class Device(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Orchestrator:
+    """One orchestrator to work for."""
+
+    address: Address
+    fingerprint: str | None = None
+    """SHA-256 of its certificate, lowercase hex; None to trust the one that it presents."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BridgeSettings:
     """What the bridge needs."""
 
     ai_models: str
     ray_address: str
-    orch_addr: Address
+    orchestrators: tuple[Orchestrator, ...]
+    """At least one."""
     orch_secret: SecretStr
-    orch_fingerprint: str | None
-    """SHA-256, lowercase hex."""
+    """The same for all of them."""
     advertise_version: str
-    deadline_s: float
+    deadlines: Deadlines
     grace_s: float
     state_listen: tuple[str, int] | None
     """Where the bridge tells its state; None for nowhere."""
+    state_dir: Path
+    """For what a bridge leaves to the next one."""
 
     def environment(self) -> dict[str, str]:
         """These settings as variables for a child, which keeps the secret off command lines."""
         values = {
             "AI_MODELS": self.ai_models,
             "RAY_ADDRESS": self.ray_address,
-            "ORCH_ADDR": self.orch_addr.url,
+            "ORCH_ADDR": ",".join(each.address.url for each in self.orchestrators),
             "ORCH_SECRET": self.orch_secret.get_secret_value(),
-            "ORCH_FINGERPRINT": self.orch_fingerprint or "",
+            "ORCH_FINGERPRINT": ",".join(each.fingerprint or "" for each in self.orchestrators),
             "ADVERTISE_VERSION": self.advertise_version,
-            "DEADLINE_S": str(self.deadline_s),
+            "DEADLINE_S": str(self.deadlines),
             "GRACE_S": str(self.grace_s),
+            "STATE_DIR": str(self.state_dir),
             "STATE_LISTEN": host_port(self.state_listen) if self.state_listen else "none",
         }
         return {ENVIRONMENT_PREFIX + name: value for name, value in values.items()}
@@ -171,7 +181,7 @@ def add_state_listen_flag(parser: argparse.ArgumentParser) -> None:
 def add_bridge_flags(parser: argparse.ArgumentParser) -> None:
     """Adds what `bridge_settings` reads."""
     add_ray_address_flag(parser)
-    add_flag(parser, "--orch-addr", help="HOST:PORT of the orchestrator")
+    add_flag(parser, "--orch-addr", help="HOST:PORT of the orchestrator; of several, with commas")
     add_flag(
         parser,
         "--orch-secret",
@@ -181,7 +191,8 @@ def add_bridge_flags(parser: argparse.ArgumentParser) -> None:
     add_flag(
         parser,
         "--orch-fingerprint",
-        help="SHA-256 of its certificate; without, the one it presents is trusted",
+        help="SHA-256 of its certificate, or one each in the same order; without, the one it "
+        "presents is trusted",
     )
     add_flag(
         parser,
@@ -189,7 +200,18 @@ def add_bridge_flags(parser: argparse.ArgumentParser) -> None:
         default=NEWEST_KNOWN_VERSION,
         help="go-livepeer version to register as; must not be older than the orchestrator's",
     )
-    add_flag(parser, "--deadline-s", default=f"{DEADLINE_S:g}", help="seconds for every job")
+    add_flag(
+        parser,
+        "--state-dir",
+        default="~/.livepeer-ray",
+        help="directory for the journal of unanswered jobs, kept across restarts",
+    )
+    add_flag(
+        parser,
+        "--deadline-s",
+        default=f"{DEADLINE_S:g}",
+        help="seconds for every job; other ones for a pipeline as in 540,llm=120",
+    )
     add_flag(
         parser, "--grace-s", default=f"{GRACE_S:g}", help="seconds for running jobs at the end"
     )
@@ -207,13 +229,13 @@ def bridge_settings(arguments: argparse.Namespace) -> BridgeSettings:
     return BridgeSettings(
         ai_models=arguments.ai_models,
         ray_address=arguments.ray_address,
-        orch_addr=Address.parse(arguments.orch_addr),
+        orchestrators=_orchestrators(arguments.orch_addr, arguments.orch_fingerprint or ""),
         orch_secret=read_secret(arguments.orch_secret),
-        orch_fingerprint=_fingerprint(arguments.orch_fingerprint),
         advertise_version=_version(arguments.advertise_version),
-        deadline_s=_seconds("--deadline-s", arguments.deadline_s, minimum_s=1),
+        deadlines=Deadlines.parse(arguments.deadline_s),
         grace_s=_seconds("--grace-s", arguments.grace_s, minimum_s=0),
         state_listen=state_listen(arguments.state_listen),
+        state_dir=_directory("--state-dir", arguments.state_dir),
     )
 
 
@@ -251,10 +273,14 @@ def models_dir(value: str) -> Path:
     Raises:
         ConfigError: it starts with the home of a user that does not exist.
     """
+    return _directory("--ai-models-dir", value)
+
+
+def _directory(flag: str, value: str) -> Path:
     try:
         return Path(value).expanduser().absolute()
     except RuntimeError as error:
-        raise ConfigError(f"--ai-models-dir: {value!r}: {error}") from None
+        raise ConfigError(f"{flag}: {value!r}: {error}") from None
 
 
 def device(value: str) -> Device:
@@ -298,7 +324,23 @@ def _existing_file(value: str) -> Path | None:
         return None
 
 
-def _fingerprint(value: str | None) -> str | None:
+def _orchestrators(addresses: str, fingerprints: str) -> tuple[Orchestrator, ...]:
+    parsed = [Address.parse(text.strip()) for text in addresses.split(",")]
+    if len(set(parsed)) < len(parsed):
+        raise ConfigError(f"--orch-addr: {addresses!r} names one of them twice")
+    pins = fingerprints.split(",") if fingerprints else [""] * len(parsed)
+    if len(pins) != len(parsed):
+        raise ConfigError(
+            f"--orch-fingerprint: {len(pins)} for {len(parsed)} orchestrators; want one each, "
+            "in the order of --orch-addr, or none"
+        )
+    return tuple(
+        Orchestrator(address=address, fingerprint=_fingerprint(pin.strip()))
+        for address, pin in zip(parsed, pins, strict=True)
+    )
+
+
+def _fingerprint(value: str) -> str | None:
     if not value:
         return None
     digits = value.replace(":", "").lower()

@@ -22,7 +22,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from deployments.errors import InferenceFailed, ReplicaError, ReplicaLost
+from deployments.errors import InferenceFailed, ReplicaBroken, ReplicaError
 from deployments.schemas.llm import ALL_TOKENS
 
 logger = logging.getLogger("ray.serve")
@@ -192,13 +192,13 @@ class Engine:
 
         Raises:
             InferenceFailed: the request failed.
-            ReplicaLost: the whole engine has ended.
+            ReplicaBroken: the whole engine has ended.
         """
         request_id = secrets.token_hex(8)
         mailbox = _Mailbox()
         with self._lock:
             if self._fault is not None:
-                raise ReplicaLost(self._fault)
+                raise ReplicaBroken(self._fault)
             self._mailboxes[request_id] = mailbox
         finished = False
         try:
@@ -244,14 +244,14 @@ class Engine:
         with self._lock:
             self._fault = " ".join(fault.split())[:300]
             for mailbox in self._mailboxes.values():
-                mailbox.put(ReplicaLost(self._fault))
+                mailbox.put(ReplicaBroken(self._fault))
 
     def _deliver(self, output: Any) -> None:
         latest: Progress | ReplicaError
         if output.error is not None:
             # An engine that breaks down fails all that it has, each with the error of one.
             down = self._manager.background_thread_status.can_accept_new_requests() is not None
-            kind = ReplicaLost if down else InferenceFailed
+            kind = ReplicaBroken if down else InferenceFailed
             latest = kind(" ".join(str(output.error).split())[:300])
         else:
             latest = Progress(tokens=output.generated_tokens, finished=output.is_finished())

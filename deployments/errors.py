@@ -34,7 +34,7 @@ class InferenceFailed(ReplicaError):
     """The model raised, or ran out of memory; another replica may fare better."""
 
 
-class ReplicaLost(ReplicaError):
+class ReplicaBroken(ReplicaError):
     """This replica can serve nothing any more and is about to be replaced; the request may be fine.
 
     Serve notices at its third health check, and sends requests here until then.

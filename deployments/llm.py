@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deployments.continuous_batching import Engine, Progress, Sampling
-from deployments.errors import BadRequest, LivepeerRayError, ModelBroken
+from deployments.errors import BadRequest, InferenceFailed, LivepeerRayError, ModelBroken
 from deployments.loading import choose_device, one_line
-from deployments.replica import Replica
+from deployments.replica import DEADLINE_S, Replica
 from deployments.schemas.base import Completed
 from deployments.schemas.llm import (
     Completion,
@@ -156,23 +156,33 @@ class LLMReplica(Replica[LLMRequest, Progress, LLMResult]):
         prompt = self._prompt(request)
         return self._result(self._completion(), prompt, raw)
 
-    async def run(self, request: LLMRequest) -> Completed[LLMResult]:
+    async def run(
+        self, request: LLMRequest, *, timeout_s: float = DEADLINE_S
+    ) -> Completed[LLMResult]:
         """Runs one request beside all others; see `Replica.run`."""
         began = time.perf_counter()
         completion = self._completion()
-        prompt = await self._tokenized(request)
-        result = self._result(completion, prompt, await self._generate(prompt))
+        try:
+            async with asyncio.timeout(timeout_s):
+                prompt = await self._tokenized(request)
+                result = self._result(completion, prompt, await self._generate(prompt))
+        except TimeoutError:
+            raise InferenceFailed(f"stopped after {timeout_s:.0f} s: its time was over") from None
         return Completed(
             result=result, replica=self.replica_id, compute_s=time.perf_counter() - began
         )
 
-    async def stream(self, request: LLMRequest) -> AsyncGenerator[LLMChunk, None]:
+    async def stream(
+        self, request: LLMRequest, *, timeout_s: float = DEADLINE_S
+    ) -> AsyncGenerator[LLMChunk, None]:
         """Runs one request and yields its text as it comes; closing it ends the request.
+
+        When its time is over the text ends with the finish reason `length`.
 
         Raises:
             BadRequest: nobody could serve this request.
             InferenceFailed: the engine failed this request.
-            ReplicaLost: the engine has ended.
+            ReplicaBroken: the engine has ended.
         """
         began = time.perf_counter()
         completion = self._completion()
@@ -192,6 +202,9 @@ class LLMReplica(Replica[LLMRequest, Progress, LLMResult]):
                     yield replace(chunk, text=text[start : start + MAX_CHUNK_CHARS])
                 if progress.finished:
                     yield chunk.finish(self._finish_reason(progress))
+                elif time.perf_counter() - began > timeout_s:
+                    yield chunk.finish("length")
+                    return
                 elif text:
                     # What is generated meanwhile comes in one piece.
                     await asyncio.sleep(FLUSH_S)

@@ -7,7 +7,9 @@ A pipeline subclasses `Replica` with five methods. Three kinds of threads share 
   compiled ones must run in the thread that warmed them up.
 - Two encoder threads turn raw output into files while the model computes the next request.
 
-A request whose caller is gone is stopped: in the queue at once, in the model at its next step.
+A request whose caller is gone or whose time is over is stopped: in the queue at once, in the
+model at its next step. A model that does not come to a next step is stuck, and the replica says
+so when its health is asked, for Serve to replace it.
 """
 
 import asyncio
@@ -20,7 +22,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from deployments.errors import InferenceFailed, LivepeerRayError, ReplicaError, ReplicaLost
+from deployments.errors import (
+    BadRequest,
+    InferenceFailed,
+    LivepeerRayError,
+    ReplicaBroken,
+    ReplicaError,
+)
 from deployments.loading import find_snapshot, model_errors, one_line, quiet_libraries
 from deployments.model_args import ModelArgs
 from deployments.schemas.base import Completed, Request, Result
@@ -30,13 +38,45 @@ logger = logging.getLogger("ray.serve")
 ENCODER_THREADS = 2
 """Enough to encode while the model computes, few enough to leave it the CPU to launch kernels."""
 
+DEADLINE_S = 600.0
+"""For a caller that names no deadline."""
+
+STUCK_S = 60.0
+"""How long the model may go on after it should have stopped. Its longest step, the decoding of a
+large image on a slow device, takes a fraction of this."""
+
 RequestT = TypeVar("RequestT", bound=Request)
 RawT = TypeVar("RawT")
 ResultT = TypeVar("ResultT", bound=Result)
 
 
 class Cancelled(Exception):
-    """Raised in the model thread when the caller is gone; nobody waits for it any more."""
+    """Raised in the model thread when the caller is gone or the request's time is over."""
+
+
+class OutOfMemory(BadRequest):
+    """A request that is too large for this GPU even when it has all of its memory."""
+
+
+class TimeLeft:
+    """How long a request may go on. One thread shortens it, another one looks."""
+
+    def __init__(self, *, timeout_s: float) -> None:
+        self._ends_at = time.monotonic() + timeout_s
+
+    def end(self) -> None:
+        """Ends it now: nobody waits for the request any more."""
+        self._ends_at = min(self._ends_at, time.monotonic())
+
+    @property
+    def seconds(self) -> float:
+        """What is left; below 0 it tells since when there is none."""
+        return self._ends_at - time.monotonic()
+
+    def raise_if_over(self) -> None:
+        """Raises `Cancelled` when nothing is left."""
+        if self.seconds <= 0:
+            raise Cancelled
 
 
 class Replica(ABC, Generic[RequestT, RawT, ResultT]):
@@ -53,6 +93,7 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
         self.args = args
         self.replica_id = _replica_id()
         self._device_fault: str | None = None
+        self._inferring: TimeLeft | None = None
         self._model_executor = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._encoders = ThreadPoolExecutor(ENCODER_THREADS, thread_name_prefix="encode")
         self._model_thread = self._model_executor.submit(threading.current_thread).result()
@@ -97,23 +138,30 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
     def describe(self, request: RequestT) -> str:
         """Returns the size of a request in words, for logs and for out-of-memory answers."""
 
-    async def run(self, request: RequestT) -> Completed[ResultT]:
+    async def run(self, request: RequestT, *, timeout_s: float = DEADLINE_S) -> Completed[ResultT]:
         """Runs one request; further ones wait for the model in the order of their arrival.
+
+        Args:
+            request: what to compute.
+            timeout_s: from now to the result. The work stops then even if the caller that should
+                cancel it has died.
 
         Raises:
             BadRequest: nobody could serve this request.
-            InferenceFailed: the model raised, with the reason in one line.
-            ReplicaLost: the GPU is out of reach since an earlier request.
+            InferenceFailed: the model raised or the time was over, with the reason in one line.
+            ReplicaBroken: the GPU is out of reach since an earlier request.
         """
-        cancelled = threading.Event()
+        left = TimeLeft(timeout_s=timeout_s)
         try:
             # Cancelling the wrapping future cancels one that is still in the queue.
             started_s, raw = await asyncio.wrap_future(
-                self._model_executor.submit(self._infer, request, cancelled)
+                self._model_executor.submit(self._infer, request, left)
             )
             result = await asyncio.wrap_future(self._encoders.submit(self._encode, request, raw))
+        except Cancelled:
+            raise InferenceFailed(f"stopped after {timeout_s:.0f} s: its time was over") from None
         finally:
-            cancelled.set()
+            left.end()
         return Completed(
             result=result, replica=self.replica_id, compute_s=time.perf_counter() - started_s
         )
@@ -127,6 +175,12 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
             raise LivepeerRayError(f"{self.args.model_id}: the model thread has ended")
         if self._device_fault is not None:
             raise LivepeerRayError(f"{self.args.model_id}: {self._device_fault}")
+        inferring = self._inferring
+        if inferring is not None and inferring.seconds < -STUCK_S:
+            raise LivepeerRayError(
+                f"{self.args.model_id}: the model is stuck, it should have stopped "
+                f"{-inferring.seconds:.0f} s ago"
+            )
 
     def close(self) -> None:
         """Ends the threads; requests that wait are dropped. A process that exits needs no close."""
@@ -160,28 +214,39 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
             time.perf_counter() - loaded,
         )
 
-    def _infer(self, request: RequestT, cancelled: threading.Event) -> tuple[float, RawT]:
+    def _infer(self, request: RequestT, left: TimeLeft) -> tuple[float, RawT]:
         """Returns when the computation started and what came out, in the model thread."""
+        started_s = time.perf_counter()
+        self._inferring = left
+        try:
+            left.raise_if_over()
+            try:
+                return started_s, self._attempt(request, left)
+            except OutOfMemory:
+                logger.warning("again, with the memory that was kept for other sizes freed")
+            return started_s, self._attempt(request, left)
+        except Cancelled:
+            logger.info("stopped a request that nobody waits for: %s", self.describe(request))
+            raise
+        finally:
+            self._inferring = None
+
+    def _attempt(self, request: RequestT, left: TimeLeft) -> RawT:
+        """Infers once, and leaves no tensor behind when that fails."""
         import torch
 
-        def raise_if_cancelled() -> None:
-            if cancelled.is_set():
-                raise Cancelled
-
         if self._device_fault is not None:
-            raise ReplicaLost(self._device_fault)
-        started_s = time.perf_counter()
+            raise ReplicaBroken(self._device_fault)
+        failure: ReplicaError
         try:
-            raise_if_cancelled()
-            return started_s, self.infer(request, raise_if_cancelled)
-        except Cancelled:
-            logger.info("stopped a request that its caller cancelled: %s", self.describe(request))
-            raise
-        except ReplicaError:
+            return self.infer(request, left.raise_if_over)
+        except (Cancelled, ReplicaError):
             raise
         except torch.OutOfMemoryError as error:
             logger.error("out of memory at %s: %s", self.describe(request), one_line(error))  # noqa: TRY400 (a kept traceback would keep the tensors)
-            failure = InferenceFailed(f"out of GPU memory at {self.describe(request)}")
+            failure = OutOfMemory(
+                f"out of GPU memory at {self.describe(request)}; ask for less of it"
+            )
         except Exception as error:
             logger.exception("inference failed at %s", self.describe(request))
             failure = InferenceFailed(one_line(error))

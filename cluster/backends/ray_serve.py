@@ -1,11 +1,13 @@
 """Runs requests on Serve replicas through deployment handles, and reads their failures."""
 
 import asyncio
+import secrets
 from collections.abc import AsyncGenerator
 from typing import cast
 
 from ray import serve
 from ray.exceptions import (
+    ActorUnavailableError,
     NodeDiedError,
     ObjectLostError,
     OutOfMemoryError,
@@ -28,14 +30,18 @@ from cluster.errors import (
     JobError,
     JobFailed,
     JobRejected,
+    ReplicaBroken,
     ReplicaError,
     ReplicaLost,
 )
 from cluster.serve_config import app_name
 from deployments.schemas.base import Chunk, Completed, Request, Result
 
-DEATHS = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)
-"""What is raised when a replica or its node dies, before or after it computed the result."""
+AWAY = (ActorUnavailableError, NodeDiedError, ObjectLostError)
+"""What is raised when a replica's node dies or cannot be reached, before or after the result."""
+
+DEATHS = (RayActorError, OutOfMemoryError, WorkerCrashedError)
+"""What is raised when its process ends; `ActorUnavailableError` is one of the first's kinds."""
 
 
 class RayBackend:
@@ -45,11 +51,11 @@ class RayBackend:
         """Makes no connection yet."""
         self._handles: dict[ModelKey, DeploymentHandle[Completed[Result]]] = {}
 
-    async def run(self, key: ModelKey, request: Request) -> Completed[Result]:
+    async def run(self, key: ModelKey, request: Request, *, timeout_s: float) -> Completed[Result]:
         """Runs one request on a replica of the model; see `Backend.run`."""
         try:
             handle = await self._handle(key)
-            response = handle.run.remote(request)
+            response = handle.run.remote(request, timeout_s=timeout_s)
             try:
                 completed: Completed[Result] = await response
             except asyncio.CancelledError:
@@ -60,13 +66,15 @@ class RayBackend:
             raise self._failed(error, key) from error
         return completed
 
-    async def stream(self, key: ModelKey, request: Request) -> AsyncGenerator[Chunk, None]:
+    async def stream(
+        self, key: ModelKey, request: Request, *, timeout_s: float
+    ) -> AsyncGenerator[Chunk, None]:
         """Streams one answer from a replica of the model; see `Backend.stream`."""
         try:
             handle = await self._handle(key)
             response = cast(
                 "DeploymentResponseGenerator[Chunk]",
-                handle.options(stream=True).stream.remote(request),
+                handle.options(stream=True).stream.remote(request, timeout_s=timeout_s),
             )
             try:
                 async for chunk in response:
@@ -93,21 +101,25 @@ class RayBackend:
 def as_job_error(error: Exception, key: ModelKey) -> JobError:
     """Sorts what a handle raised by what should happen to the job.
 
-    Replica and node deaths are capacity that went away under the job: another orchestrator
-    should try, and ours is not at fault.
+    Replica and node deaths are capacity that went away under the job: it can be run again here
+    or elsewhere, and our orchestrator is not at fault.
     """
     if isinstance(error, RayTaskError):
         # The replica's own exception; the wrapper's text is a whole remote traceback.
         cause = error.cause
         if isinstance(cause, BadRequest):
             return JobRejected(str(cause))
-        if isinstance(cause, ReplicaLost):
-            return InsufficientCapacity(f"the replica of {key} broke down: {cause}")
+        if isinstance(cause, ReplicaBroken):
+            return ReplicaLost(f"the replica of {key} broke down: {cause}")
         if isinstance(cause, ReplicaError):
             return JobFailed(str(cause))
         return JobFailed(f"{type(cause).__name__}: {_first_line(cause)}")
+    if isinstance(error, AWAY):
+        return ReplicaLost(f"the node of {key}'s replica went away")
     if isinstance(error, DEATHS):
-        return InsufficientCapacity(f"the replica of {key} died while it ran the job")
+        # Without a name for it, each death is taken for another replica's.
+        dead = getattr(error, "actor_id", None) or secrets.token_hex(8)
+        return ReplicaLost(f"the replica of {key} died while it ran the job", dead=dead)
     if isinstance(error, BackPressureError):
         return InsufficientCapacity(f"every replica of {key} is busy")
     if isinstance(error, DeploymentUnavailableError | ReplicaUnavailableError):

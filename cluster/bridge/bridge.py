@@ -13,19 +13,28 @@ Order of the end, and why:
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from cluster.ai_models import ModelKey
 from cluster.backends import Backend
-from cluster.bridge.admission import Admission
+from cluster.bridge.admission import WAIT_S, Admission
+from cluster.bridge.deadlines import Deadlines
 from cluster.bridge.event_stream import Stream
 from cluster.bridge.inputs import Inputs
 from cluster.bridge.job import Job, Work, read_work
+from cluster.bridge.journal import Journal
 from cluster.bridge.results import Answer, Delivery, failure, success
+from cluster.bridge.retry import Retries
 from cluster.capacity import Capacity
-from cluster.errors import DeadlinePassed, InsufficientCapacity, JobError, JobFailed
+from cluster.errors import (
+    DeadlinePassed,
+    InsufficientCapacity,
+    JobError,
+    JobFailed,
+    RegistrationError,
+)
 from deployments.schemas.base import Completed, Result
 
 logger = logging.getLogger(__name__)
@@ -87,8 +96,10 @@ class Bridge:
         backends: Mapping[ModelKey, Backend],
         inputs: Inputs,
         delivery: Delivery,
-        deadline_s: float,
+        deadlines: Deadlines,
         grace_s: float,
+        journal: Journal | None = None,
+        queue_s: float = WAIT_S,
         on_finished: Callable[[JobRecord], None] = log_record,
     ) -> None:
         """Takes the parts; `run` starts them.
@@ -97,17 +108,21 @@ class Bridge:
             backends: who runs the jobs of each model.
             inputs: an open one, for the files that jobs work on.
             delivery: an open one, for the answers.
-            deadline_s: for every job, from its arrival to its result.
+            deadlines: for jobs, from their arrival to their results.
             grace_s: for running jobs at the end.
+            journal: of jobs that are not answered yet, for the case that this process dies.
+            queue_s: for a job to wait for a slot.
             on_finished: called once a job, when all is said.
         """
         self._backends = backends
         self._inputs = inputs
         self._delivery = delivery
-        self._deadline_s = deadline_s
+        self._deadlines = deadlines
         self._grace_s = grace_s
         self._on_finished = on_finished
-        self._admission = Admission()
+        self._admission = Admission(wait_s=queue_s)
+        self._retries = Retries()
+        self._journal = journal
         self._jobs: set[asyncio.Task[None]] = set()
         self._running: set[asyncio.Task[Completed[Result] | Stream]] = set()
         self._streams: set[Stream] = set()
@@ -123,6 +138,8 @@ class Bridge:
 
     def accept(self, job: Job) -> None:
         """Takes a job off the registration; returns at once."""
+        if self._journal:
+            self._journal.taken(job)
         task = asyncio.create_task(self._handle(job), name=str(job))
         self._jobs.add(task)
         task.add_done_callback(self._jobs.discard)
@@ -134,36 +151,57 @@ class Bridge:
     async def run(
         self,
         *,
-        registration: Registration,
+        registrations: Sequence[Registration],
         snapshots: AsyncIterator[Capacity],
         stop: asyncio.Event,
     ) -> None:
         """Works until `stop` is set, then ends in the order that the module's docstring gives.
 
-        Raises:
-            RegistrationError: a fatal one; running jobs are finished and answered first.
-        """
-        working = {
-            asyncio.create_task(registration.run(), name="registration"),
-            asyncio.create_task(self._follow(snapshots, registration), name="capacity"),
-        }
-        stopping = asyncio.create_task(stop.wait(), name="stop")
-        try:
-            await asyncio.wait({*working, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (*working, stopping):
-                task.cancel()
-            ended = await asyncio.gather(*working, return_exceptions=True)
-            await self._drain()
-        for result in ended:
-            if isinstance(result, Exception):
-                raise result
+        Args:
+            registrations: all are told the whole capacity. One that fails leaves the others be.
+            snapshots: the capacity, whenever it changes.
+            stop: to be set from outside.
 
-    async def _follow(self, snapshots: AsyncIterator[Capacity], registration: Registration) -> None:
+        Raises:
+            RegistrationError: no registration is left, and this is why; running jobs are
+                finished and answered first.
+        """
+        working: set[asyncio.Task[Any]] = {
+            asyncio.create_task(registration.run(), name="registration")
+            for registration in registrations
+        }
+        following = asyncio.create_task(self._follow(snapshots, registrations), name="capacity")
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        failure: BaseException | None = None
+        try:
+            while working and not failure and not stopping.done() and not following.done():
+                ended, _ = await asyncio.wait(
+                    {*working, following, stopping}, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in working & ended:
+                    working.discard(task)
+                    if working and isinstance(task.exception(), RegistrationError):
+                        logger.error("%s; going on with the others", task.exception())
+                    else:
+                        failure = task.exception()
+        finally:
+            tasks = (*working, following, stopping)
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            await self._drain()
+        for problem in (failure, *results):
+            if isinstance(problem, Exception):
+                raise problem
+
+    async def _follow(
+        self, snapshots: AsyncIterator[Capacity], registrations: Sequence[Registration]
+    ) -> None:
         async for capacity in snapshots:
             logger.info("capacity: %s", capacity)
             self._admission.update(capacity)
-            registration.announce(capacity)
+            for registration in registrations:
+                registration.announce(capacity)
 
     async def _drain(self) -> None:
         if self._jobs:
@@ -194,8 +232,12 @@ class Bridge:
             failed = JobFailed(f"{type(error).__name__} in the bridge")
             record.outcome = failed.network_text(job.pipeline)
             answer = failure(failed, job.pipeline)
+        # What it asked for may have many megabytes, and thousands may wait for their refusal.
+        job = replace(job, data=b"")
         if answer is not None:
             record.delivered = await self._delivery.deliver(job, answer)
+        if self._journal:
+            self._journal.answered(job)
         record.total_s = asyncio.get_running_loop().time() - job.received_at
         self._on_finished(record)
 
@@ -203,7 +245,7 @@ class Bridge:
         """Returns the answer; None for a stream, which was sent while it held its slot."""
         work = read_work(job, self._backends)
         record.model_id = work.key.model_id
-        async with self._admission.slot(work.key):
+        async with self._admission.slot(work.key, source=job.peer.address):
             completed = await self._in_time(self._run(work, job), job)
             if isinstance(completed, Stream):
                 await self._relay(completed, job, record)
@@ -214,13 +256,23 @@ class Bridge:
     async def _run(self, work: Work, job: Job) -> Completed[Result] | Stream:
         file = await self._inputs.fetch(job, work) if work.input_url else None
         request, backend = work.request(file), self._backends[work.key]
-        if request.wants_stream:
-            return await Stream.begin(backend.stream(work.key, request), name=str(job))
-        return await backend.run(work.key, request)
+
+        async def attempt() -> Completed[Result] | Stream:
+            left_s = self._deadline(job) - asyncio.get_running_loop().time()
+            if request.wants_stream:
+                chunks = backend.stream(work.key, request, timeout_s=left_s)
+                return await Stream.begin(chunks, name=str(job))
+            return await backend.run(work.key, request, timeout_s=left_s)
+
+        return await self._retries.run(attempt, work=work, request=request, name=str(job))
+
+    def _deadline(self, job: Job) -> float:
+        """By the event loop's clock."""
+        return job.received_at + self._deadlines.of(job.pipeline)
 
     async def _relay(self, stream: Stream, job: Job, record: JobRecord) -> None:
         """Sends a stream to its end, or to the job's deadline. Never raises a `JobError`."""
-        deadline = job.received_at + self._deadline_s
+        deadline = self._deadline(job)
         stream.cut(at=deadline)
         self._streams.add(stream)
         try:
@@ -243,7 +295,7 @@ class Bridge:
         running = asyncio.create_task(work)
         self._running.add(running)
         try:
-            left_s = job.received_at + self._deadline_s - asyncio.get_running_loop().time()
+            left_s = self._deadline(job) - asyncio.get_running_loop().time()
             await asyncio.wait({running}, timeout=left_s)
         finally:
             self._running.discard(running)
@@ -251,7 +303,7 @@ class Bridge:
             running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         if not in_time:
-            raise DeadlinePassed(f"no result within {self._deadline_s:g} s")
+            raise DeadlinePassed(f"no result within {self._deadlines.of(job.pipeline):g} s")
         if running.cancelled():
             raise InsufficientCapacity("this worker is shutting down")
         return running.result()

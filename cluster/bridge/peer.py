@@ -60,14 +60,23 @@ async def identify(
         raise OrchestratorUnreachable(f"{address}: no such host ({error.strerror})") from error
     except OSError as error:
         raise OrchestratorUnreachable(f"{address}: {error.strerror or error}") from error
-    der = ssl.PEM_cert_to_DER_cert(pem)
-    fingerprint = hashlib.sha256(der).hexdigest()
-    if pin is not None and pin != fingerprint:
+    peer = peer_with(address, pem)
+    if pin is not None and pin != peer.fingerprint:
         raise FingerprintMismatch(
-            f"{address} presents a certificate with the fingerprint {fingerprint}, pinned is "
+            f"{address} presents a certificate with the fingerprint {peer.fingerprint}, pinned is "
             f"{pin}; an orchestrator makes a new certificate at every start unless it is given one"
         )
+    return peer
+
+
+def peer_with(address: Address, pem: str) -> Peer:
+    """Returns the peer of a certificate.
+
+    Raises:
+        OrchestratorUnreachable: it cannot be read.
+    """
     try:
+        der = ssl.PEM_cert_to_DER_cert(pem)
         tls = ssl.create_default_context(cadata=pem)
         name = _dns_name(der) or address.host
     except (ssl.SSLError, ValueError) as error:
@@ -78,7 +87,11 @@ async def identify(
     # it is an IP address, and OpenSSL matches an IP address against IP names only.
     tls.check_hostname = False
     return Peer(
-        address=address, pem=pem.encode("ascii"), fingerprint=fingerprint, name=name, tls=tls
+        address=address,
+        pem=pem.encode("ascii"),
+        fingerprint=hashlib.sha256(der).hexdigest(),
+        name=name,
+        tls=tls,
     )
 
 

@@ -10,7 +10,9 @@ import logging
 import random
 import secrets
 import ssl
+from collections import defaultdict
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import ClassVar
@@ -18,6 +20,7 @@ from typing import ClassVar
 import aiohttp
 from pydantic import SecretStr
 
+from cluster.bridge.address import Address
 from cluster.bridge.event_stream import Stream
 from cluster.bridge.job import Job
 from cluster.errors import JobError
@@ -36,7 +39,14 @@ STALL_TIMEOUT_S = 60.0
 """Without progress: a slice taken, or the reply, which comes as soon as all is read. aiohttp's
 own timeouts do not watch an upload."""
 
+MAX_REPLY_BYTES = 200
+"""Of the orchestrator's words, which are for the log."""
+
 RETRY_FIRST_S, RETRY_MAX_S = 0.25, 10.0
+
+MAX_REFUSALS = 64
+"""Errors on their way to one orchestrator. Results are bounded by the slots, refusals of what is
+beyond them by nothing else, and each takes a connection."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +55,8 @@ class Answer:
 
     content_type: str
     pieces: tuple[bytes, ...]
+    refuses: bool = False
+    """Whether it is an error, so that nothing bounds the number of such answers."""
 
     begun: ClassVar[bool] = False
     """Never: it can be sent again from its start."""
@@ -93,6 +105,7 @@ def failure(error: JobError, pipeline: str) -> Answer:
     return Answer(
         content_type="livepeer/ai-worker-error",
         pieces=(error.network_text(pipeline).encode(),),
+        refuses=True,
     )
 
 
@@ -118,12 +131,15 @@ class Delivery:
         """Takes the orchestrator's secret."""
         self._secret = secret
         self._http: aiohttp.ClientSession | None = None
+        self._refusals: defaultdict[Address, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(MAX_REFUSALS)
+        )
 
     async def __aenter__(self) -> "Delivery":
         """Opens the connection pool."""
         self._http = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
-            # One connection per answer in flight: the number of slots bounds them.
+            # One connection per answer in flight: slots and MAX_REFUSALS bound them.
             connector=aiohttp.TCPConnector(limit=0),
         )
         return self
@@ -145,7 +161,9 @@ class Delivery:
         pause_s = RETRY_FIRST_S
         while True:
             try:
-                status, reply = await self._post(job, answer)
+                refuses = isinstance(answer, Answer) and answer.refuses
+                async with self._refusals[job.peer.address] if refuses else nullcontext():
+                    status, reply = await self._post(job, answer)
             except aiohttp.ClientConnectorCertificateError as error:
                 # The connection trusts the certificate that this job came with, and no other.
                 logger.warning(
@@ -196,4 +214,6 @@ class Delivery:
                 allow_redirects=False,
             ) as response,
         ):
-            return response.status, (await response.text(errors="replace"))[:200]
+            # Of a reply that never ends, its beginning will do.
+            reply = await response.content.read(MAX_REPLY_BYTES)
+            return response.status, reply.decode("utf-8", "replace")

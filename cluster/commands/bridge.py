@@ -19,6 +19,8 @@ from cluster.backends.ray_serve import RayBackend
 from cluster.bridge.bridge import Bridge
 from cluster.bridge.capabilities import hardware
 from cluster.bridge.inputs import Inputs
+from cluster.bridge.journal import Journal
+from cluster.bridge.left_over import answer_left_over
 from cluster.bridge.registration import WorkerRegistration
 from cluster.bridge.results import Delivery
 from cluster.bridge.state import BridgeState, ModelState, state_endpoint
@@ -35,6 +37,7 @@ logger = logging.getLogger(__name__)
 def run(
     settings: BridgeSettings,
     *,
+    journal: Journal,
     log_json: bool,
     supervised: bool = False,
     last_good: Path | None = None,
@@ -43,6 +46,7 @@ def run(
 
     Args:
         settings: of the bridge.
+        journal: of the jobs that are not answered yet; closed at the end.
         log_json: one JSON object a line.
         supervised: by `livepeer-ray start`: end also when that does, and leave it to the
             deployer to complain about the aiModels.json.
@@ -56,14 +60,16 @@ def run(
     watch = AIModelsWatch(settings.ai_models, last_good=last_good, quiet=supervised)
     serve_client.connect(settings.ray_address)
     try:
-        asyncio.run(_run(settings, watch, supervised=supervised))
+        asyncio.run(_run(settings, watch, journal, supervised=supervised))
     except InvalidSecret as error:
         logger.error("%s", error)  # noqa: TRY400 - a setting is wrong, not the program
         return EXIT_INVALID_SECRET
     return 0
 
 
-async def _run(settings: BridgeSettings, watch: AIModelsWatch, *, supervised: bool) -> None:
+async def _run(
+    settings: BridgeSettings, watch: AIModelsWatch, journal: Journal, *, supervised: bool
+) -> None:
     stop, again = _requests(supervised=supervised)
     backend = RayBackend()
 
@@ -75,17 +81,21 @@ async def _run(settings: BridgeSettings, watch: AIModelsWatch, *, supervised: bo
             backends={},
             inputs=inputs,
             delivery=delivery,
-            deadline_s=settings.deadline_s,
+            deadlines=settings.deadlines,
             grace_s=settings.grace_s,
+            journal=journal,
         )
-        registration = WorkerRegistration(
-            address=settings.orch_addr,
-            secret=settings.orch_secret,
-            version=settings.advertise_version,
-            pin=settings.orch_fingerprint,
-            on_job=bridge.accept,
-            read_hardware=lambda: hardware(gpus_by_model(serve_client.model_status(models()))),
-        )
+        registrations = [
+            WorkerRegistration(
+                address=orchestrator.address,
+                secret=settings.orch_secret,
+                version=settings.advertise_version,
+                pin=orchestrator.fingerprint,
+                on_job=bridge.accept,
+                read_hardware=lambda: hardware(gpus_by_model(serve_client.model_status(models()))),
+            )
+            for orchestrator in settings.orchestrators
+        ]
         capacity = CapacityWatch(
             models=models(),
             read_status=serve_client.model_status,
@@ -101,17 +111,22 @@ async def _run(settings: BridgeSettings, watch: AIModelsWatch, *, supervised: bo
             capacity.configure(models())
 
         take()
-        following = asyncio.create_task(_follow(watch, take, again))
+        beside = (
+            asyncio.create_task(_follow(watch, take, again)),
+            asyncio.create_task(answer_left_over(journal, delivery)),
+        )
         try:
             async with state_endpoint(
-                settings.state_listen, lambda: _state(bridge, registration, models())
+                settings.state_listen, lambda: _state(bridge, registrations, models())
             ):
                 await bridge.run(
-                    registration=registration, snapshots=capacity.snapshots(), stop=stop
+                    registrations=registrations, snapshots=capacity.snapshots(), stop=stop
                 )
         finally:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
+            journal.close()
     logger.info("bridge ended")
 
 
@@ -128,7 +143,7 @@ async def _follow(watch: AIModelsWatch, take: Callable[[], None], again: asyncio
 
 
 def _state(
-    bridge: Bridge, registration: WorkerRegistration, models: Sequence[AIModel]
+    bridge: Bridge, registrations: Sequence[WorkerRegistration], models: Sequence[AIModel]
 ) -> BridgeState:
     states = [
         ModelState(
@@ -140,7 +155,7 @@ def _state(
         )
         for model in models
     ]
-    return BridgeState(models=states, registrations=[registration.state])
+    return BridgeState(models=states, registrations=[each.state for each in registrations])
 
 
 def _requests(*, supervised: bool) -> tuple[asyncio.Event, asyncio.Event]:

@@ -17,8 +17,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 
 from cluster.ai_models import ModelKey
 from cluster.backends.ray_serve import as_job_error
-from cluster.errors import InsufficientCapacity, JobError, JobFailed, JobRejected
-from deployments.errors import BadRequest, InferenceFailed, ReplicaLost
+from cluster.errors import InsufficientCapacity, JobError, JobFailed, JobRejected, ReplicaLost
+from deployments.errors import BadRequest, InferenceFailed, ReplicaBroken
 
 KEY = ModelKey("text-to-image", "org/a")
 RAY: Any = exceptions
@@ -38,14 +38,14 @@ def from_replica(cause: Exception) -> RayTaskError:
     [
         (from_replica(BadRequest("width: no")), JobRejected, "width: no"),
         (from_replica(InferenceFailed("out of memory")), JobFailed, "out of memory"),
-        (from_replica(ReplicaLost("CUDA is broken")), InsufficientCapacity, "CUDA is broken"),
+        (from_replica(ReplicaBroken("CUDA is broken")), ReplicaLost, "CUDA is broken"),
         (from_replica(KeyError("a bug")), JobFailed, "KeyError: 'a bug'"),
-        (ActorDiedError(), InsufficientCapacity, "died while it ran"),
-        (ActorUnavailableError("gone", None), InsufficientCapacity, "died while it ran"),
-        (RAY.NodeDiedError("gone"), InsufficientCapacity, "died while it ran"),
-        (WorkerCrashedError(), InsufficientCapacity, "died while it ran"),
-        (RAY.OutOfMemoryError("killed"), InsufficientCapacity, "died while it ran"),
-        (ObjectLostError("ff" * 28, None, ""), InsufficientCapacity, "died while it ran"),
+        (ActorDiedError(), ReplicaLost, "died while it ran"),
+        (ActorUnavailableError("gone", None), ReplicaLost, "went away"),
+        (RAY.NodeDiedError("gone"), ReplicaLost, "went away"),
+        (WorkerCrashedError(), ReplicaLost, "died while it ran"),
+        (RAY.OutOfMemoryError("killed"), ReplicaLost, "died while it ran"),
+        (ObjectLostError("ff" * 28, None, ""), ReplicaLost, "went away"),
         (BackPressureError(num_queued_requests=1, max_queued_requests=1), InsufficientCapacity, ""),
         (
             DeploymentUnavailableError(DeploymentID(name="model")),
@@ -61,3 +61,5 @@ def test_failures_are_sorted(error: Exception, kind: type[JobError], text: str) 
     assert type(job_error) is kind
     assert text in str(job_error)
     assert "Traceback" not in str(job_error)
+    if isinstance(job_error, ReplicaLost):
+        assert bool(job_error.dead) == ("died" in text), "a broken one may be broken for long"

@@ -12,6 +12,7 @@ from cluster.errors import ConfigError
 from cluster.settings import (
     BridgeSettings,
     Device,
+    Orchestrator,
     add_bridge_flags,
     add_models_flags,
     bridge_settings,
@@ -57,9 +58,9 @@ def test_bad_addresses_are_named(text: str) -> None:
 
 def test_defaults() -> None:
     settings = parse(*ENOUGH)
-    assert settings.deadline_s == 540.0
+    assert settings.deadlines.of("llm") == 540.0
     assert settings.advertise_version == "0.9.1"
-    assert settings.orch_fingerprint is None
+    assert settings.orchestrators[0].fingerprint is None
     assert settings.ray_address == "auto"
     assert settings.state_listen == ("127.0.0.1", 4935)
     assert parse(*ENOUGH, "--state-listen", "none").state_listen is None
@@ -71,9 +72,10 @@ def test_each_flag_has_a_variable_and_the_flag_wins(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("LIVEPEER_RAY_ORCH_SECRET", SECRET)
     monkeypatch.setenv("LIVEPEER_RAY_DEADLINE_S", "12.5")
     settings = parse()
-    assert settings.orch_addr == Address("from-environment", 1)
-    assert settings.deadline_s == 12.5
-    assert parse("--deadline-s", "3").deadline_s == 3.0
+    assert settings.orchestrators == (Orchestrator(address=Address("from-environment", 1)),)
+    assert settings.deadlines.of("llm") == 12.5
+    deadlines = parse("--deadline-s", "3,llm=5").deadlines
+    assert (deadlines.of("upscale"), deadlines.of("llm")) == (3.0, 5.0)
 
 
 def test_a_child_process_reads_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,6 +87,23 @@ def test_a_child_process_reads_the_same_settings(monkeypatch: pytest.MonkeyPatch
         "7",
         "--state-listen",
         "[::1]:80",
+        "--deadline-s",
+        "9,llm=5",
+    )
+    for name, value in settings.environment().items():
+        monkeypatch.setenv(name, value)
+    assert parse() == settings
+
+
+def test_several_orchestrators(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = "AB" * 32, "CD" * 32
+    secret = ["--orch-secret", SECRET]
+    settings = parse(
+        *secret, "--orch-addr", "a:1, http://b", "--orch-fingerprint", f"{first},{second}"
+    )
+    assert settings.orchestrators == (
+        Orchestrator(address=Address("a", 1), fingerprint=first.lower()),
+        Orchestrator(address=Address("b", 8935, tls=False), fingerprint=second.lower()),
     )
     for name, value in settings.environment().items():
         monkeypatch.setenv(name, value)
@@ -115,9 +134,17 @@ def test_the_secret_is_in_no_repr() -> None:
         (["--orch-secret", SECRET], "--orch-addr is missing"),
         (["--orch-addr", "host:1"], "--orch-secret is missing"),
         ([*ENOUGH, "--orch-fingerprint", "abc"], "--orch-fingerprint: want 64 hex digits"),
+        (["--orch-secret", SECRET, "--orch-addr", "a:1,a:1"], "names one of them twice"),
+        (["--orch-secret", SECRET, "--orch-addr", "a:1,"], "want HOST:PORT"),
+        (
+            [*ENOUGH, "--orch-fingerprint", f"{'ab' * 32},{'ab' * 32}"],
+            "--orch-fingerprint: 2 for 1 orchestrators",
+        ),
         ([*ENOUGH, "--advertise-version", "new"], "--advertise-version: want a version"),
-        ([*ENOUGH, "--deadline-s", "soon"], "--deadline-s: want seconds"),
-        ([*ENOUGH, "--deadline-s", "nan"], "--deadline-s: want seconds"),
+        ([*ENOUGH, "--deadline-s", "soon"], "--deadline-s: want 1 to 840 seconds, got 'soon'"),
+        ([*ENOUGH, "--deadline-s", "nan"], "--deadline-s: want 1 to 840 seconds"),
+        ([*ENOUGH, "--deadline-s", "900"], "cost the worker its registration"),
+        ([*ENOUGH, "--deadline-s", "60,llama=5"], "--deadline-s: no pipeline 'llama'"),
         ([*ENOUGH, "--grace-s", "-1"], "--grace-s: want seconds"),
         ([*ENOUGH, "--state-listen", "4935"], "--state-listen '4935' is not HOST:PORT"),
     ],

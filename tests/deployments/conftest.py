@@ -33,6 +33,7 @@ class ObservedReplica(TextToImageReplica):
         self.stepped = threading.Event()
         self.go_on = threading.Event()
         self.failure: Exception | None = None
+        self.failures = 0
         self.reset()
         super().__init__(args=args)
 
@@ -41,6 +42,7 @@ class ObservedReplica(TextToImageReplica):
         self.prompts.clear()
         self.steps = 0
         self.failure = None
+        self.failures = 1_000
         self.stepped.clear()
         self.go_on.set()
 
@@ -54,7 +56,8 @@ class ObservedReplica(TextToImageReplica):
             self.steps += 1
             self.stepped.set()
             assert self.go_on.wait(PATIENCE_S)
-            if self.failure is not None:
+            if self.failure is not None and self.failures:
+                self.failures -= 1
                 raise self.failure
             raise_if_cancelled()
 

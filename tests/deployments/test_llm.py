@@ -16,8 +16,8 @@ from deployments.errors import (
     InferenceFailed,
     LivepeerRayError,
     ModelBroken,
+    ReplicaBroken,
     ReplicaError,
-    ReplicaLost,
 )
 from deployments.llm import MAX_CHUNK_CHARS, Detokenizer, LLMReplica
 from deployments.model_args import ModelArgs
@@ -209,6 +209,15 @@ async def test_a_reader_that_goes_away_frees_its_slot(replica: LLMReplica) -> No
     await replica.check_health()
 
 
+async def test_an_answer_past_its_deadline_is_stopped(replica: LLMReplica) -> None:
+    with pytest.raises(InferenceFailed, match="stopped after 0 s"):
+        await replica.run(chat(max_tokens=500), timeout_s=0.05)
+    chunks = [chunk async for chunk in replica.stream(chat(max_tokens=500), timeout_s=0.05)]
+    assert chunks[-1].finish_reason == "length"
+    assert 0 < chunks[-1].usage.completion_tokens < 500
+    await idle(replica)
+
+
 async def test_cancelling_at_every_moment_harms_nobody(replica: LLMReplica) -> None:
     alone = await answer(replica, chat("steady", max_tokens=60))
     steady = asyncio.create_task(answer(replica, chat("steady", max_tokens=60)))
@@ -370,7 +379,7 @@ async def test_a_router_that_died_leaves_nobody_waiting(
         raise KeyError("a bug")
 
     monkeypatch.setattr(replica._engine, "_deliver", stumble)
-    with pytest.raises(ReplicaLost, match="KeyError: 'a bug'"):
+    with pytest.raises(ReplicaBroken, match="KeyError: 'a bug'"):
         await answer(replica, chat(max_tokens=1))
     with pytest.raises(LivepeerRayError, match="the engine has ended"):
         await replica.check_health()
@@ -391,14 +400,14 @@ async def test_an_engine_that_died_fails_its_requests_and_the_health_check(
             sampling=Sampling(temperature=1.0, top_k=10**6, top_p=1.0),
             stream=False,
         )
-        with pytest.raises(ReplicaLost):
+        with pytest.raises(ReplicaBroken):
             await anext(poison)
-        with pytest.raises(ReplicaLost):
+        with pytest.raises(ReplicaBroken):
             [chunk async for chunk in stream]
     async with asyncio.timeout(30):
         while replica._engine.fault is None:
             await asyncio.sleep(0.01)
-    with pytest.raises(ReplicaLost, match="the engine has ended"):
+    with pytest.raises(ReplicaBroken, match="the engine has ended"):
         await replica.run(chat())
     with pytest.raises(LivepeerRayError, match="the engine has ended"):
         await replica.check_health()
@@ -420,7 +429,7 @@ async def test_an_engine_that_breaks_down_is_told_from_a_request_that_failed(
 
     assert type(await failure()) is InferenceFailed
     engine.close()
-    assert type(await failure()) is ReplicaLost
+    assert type(await failure()) is ReplicaBroken
 
 
 def test_models_that_share_a_gpu_leave_each_other_memory(

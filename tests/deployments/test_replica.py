@@ -14,7 +14,7 @@ from deployments.errors import (
     InferenceFailed,
     LivepeerRayError,
     ModelBroken,
-    ReplicaLost,
+    ReplicaBroken,
 )
 from deployments.replica import Replica
 from deployments.schemas.base import Result
@@ -110,12 +110,48 @@ async def test_out_of_memory_names_the_size_and_the_replica_goes_on(
     replica: ObservedReplica,
 ) -> None:
     replica.failure = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
-    with pytest.raises(InferenceFailed) as error:
-        await replica.run(request(width=128, num_images_per_prompt=3))
-    assert str(error.value) == "out of GPU memory at 128x64, 3 images, 2 steps"
+    with pytest.raises(BadRequest) as error:
+        await replica.run(request("large", width=128, num_images_per_prompt=3))
+    text = "out of GPU memory at 128x64, 3 images, 2 steps; ask for less of it"
+    assert str(error.value) == text
+    assert replica.prompts == ["large"] * 2, "once more, and not for ever"
     replica.reset()
     await replica.check_health()
     assert len((await replica.run(request())).result.images) == 1
+
+
+async def test_what_is_out_of_memory_once_is_computed_again(replica: ObservedReplica) -> None:
+    replica.failure = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    replica.failures = 1
+    assert len((await replica.run(request())).result.images) == 1
+    assert replica.failures == 0
+
+
+async def test_a_request_stops_at_its_deadline(replica: ObservedReplica) -> None:
+    replica.go_on.clear()
+    running = asyncio.create_task(replica.run(request("late"), timeout_s=0.1))
+    await asyncio.to_thread(replica.stepped.wait)
+    await asyncio.sleep(0.2)
+    replica.go_on.set()
+    with pytest.raises(InferenceFailed, match="its time was over"):
+        await running
+    assert replica.steps == 1
+    assert len((await replica.run(request())).result.images) == 1
+
+
+async def test_a_model_that_does_not_stop_makes_the_replica_unhealthy(
+    replica: ObservedReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = await holding(replica)
+    running.cancel()
+    await asyncio.sleep(0.05)
+    await replica.check_health()
+    monkeypatch.setattr(replica_module, "STUCK_S", 0.01)
+    with pytest.raises(LivepeerRayError, match="the model is stuck, it should have stopped 0 s"):
+        await replica.check_health()
+    replica.go_on.set()
+    await replica.run(request())
+    await replica.check_health()
 
 
 async def test_any_other_failure_is_one_line_and_logged(
@@ -141,7 +177,7 @@ async def test_a_broken_gpu_makes_the_replica_unhealthy(
         await replica.check_health()
     # Until it is replaced: others should have what it gets, and nobody is to blame.
     replica.failure = None
-    with pytest.raises(ReplicaLost, match="CUDA is broken"):
+    with pytest.raises(ReplicaBroken, match="CUDA is broken"):
         await replica.run(request())
 
 

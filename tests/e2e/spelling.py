@@ -5,6 +5,7 @@ It spells a text by the spelling alphabet that is its model, whole or a letter a
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,9 +65,13 @@ class SpellingReplica(Replica[SpellingRequest, str, SpellingResult]):
         return SpellingRequest(text="a")
 
     def infer(self, request: SpellingRequest, raise_if_cancelled: Callable[[], None]) -> str:
-        """Spells a text."""
-        raise_if_cancelled()
-        return " ".join(self._word(letter) for letter in request.text * request.times)
+        """Spells a text, a thousand letters a second."""
+        words = []
+        for letter in request.text * request.times:
+            raise_if_cancelled()
+            words.append(self._word(letter))
+            time.sleep(0.001)
+        return " ".join(words)
 
     def encode(self, request: SpellingRequest, raw: str) -> SpellingResult:  # noqa: ARG002 (the contract of all replicas)
         """Returns the text as the result."""
@@ -76,10 +81,15 @@ class SpellingReplica(Replica[SpellingRequest, str, SpellingResult]):
         """Returns `5 letters`."""
         return f"{len(request.text) * request.times} letters"
 
-    async def stream(self, request: SpellingRequest) -> AsyncGenerator[Letter, None]:
+    async def stream(
+        self, request: SpellingRequest, *, timeout_s: float
+    ) -> AsyncGenerator[Letter, None]:
         """Spells a text, some letters a second."""
+        ends_at = time.monotonic() + timeout_s
         for _ in range(request.times):
             for letter in request.text:
+                if time.monotonic() > ends_at:
+                    return
                 yield Letter(word=self._word(letter), replica=self.replica_id, compute_s=0.0)
                 await asyncio.sleep(0.02)
         yield Letter(word="", finishes=True, replica=self.replica_id, compute_s=0.0)

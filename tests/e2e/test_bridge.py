@@ -3,7 +3,6 @@
 import asyncio
 import io
 import json
-import os
 import signal
 
 import numpy as np
@@ -125,32 +124,6 @@ async def test_sigterm_finishes_the_running_job(
         assert not asked.done()
         assert (await asked)[0] == 200
         assert await bridge.ends() == 0
-
-
-async def test_a_killed_replica_costs_one_answer_and_comes_back(
-    orchestrator: Orchestrator, gateway: Gateway, deployed: Deployed
-) -> None:
-    flags = bridge_flags(orchestrator, deployed, SECOND)
-    async with livepeer_ray("bridge", *flags, secret=SECRET):
-        await orchestrator.advertises({SECOND: 1})
-        # So much work that it is certainly not done when the replica dies.
-        asked = asyncio.create_task(
-            gateway.text_to_image(
-                model_id=SECOND, num_inference_steps=200, num_images_per_prompt=10, width=1024
-            )
-        )
-        await orchestrator.has_a_job_out()
-        # A replica that dies before the request reaches it costs nothing: Serve sends it to
-        # the next one. This is about one that has begun.
-        await asyncio.sleep(1.0)
-        (pid,) = deployed.ray.replicas(SECOND)
-        os.kill(pid, signal.SIGKILL)
-        status, document = await asked
-        assert status == 503
-        assert "insufficient capacity: the replica of" in json.dumps(document)
-        await orchestrator.advertises({})
-        await orchestrator.advertises({SECOND: 1})
-        assert (await gateway.text_to_image(model_id=SECOND))[0] == 200
 
 
 async def test_a_wrong_secret_is_status_3(orchestrator: Orchestrator, deployed: Deployed) -> None:

@@ -22,6 +22,7 @@ from cluster.ai_models import AIModel, ModelKey, load_ai_models
 from cluster.backends.ray_serve import RayBackend
 from cluster.bridge.address import Address
 from cluster.bridge.bridge import Bridge
+from cluster.bridge.deadlines import Deadlines
 from cluster.bridge.inputs import Inputs
 from cluster.bridge.registration import WorkerRegistration
 from cluster.bridge.results import Delivery
@@ -43,6 +44,7 @@ KEY = ModelKey(SPELLING.name, "org/alphabet")
 SLOTS = 5
 """Of a replica, by Serve's default."""
 
+TIME_S = 400.0
 ENDLESS = SpellingRequest(text="ab", times=1_000_000)
 
 
@@ -100,7 +102,7 @@ async def bridge(orchestrator: LoopbackOrchestrator, model: AIModel) -> AsyncIte
             backends={model.key: RayBackend()},
             inputs=inputs,
             delivery=delivery,
-            deadline_s=60.0,
+            deadlines=Deadlines(default_s=TIME_S),
             grace_s=10.0,
         )
         registration = WorkerRegistration(
@@ -111,7 +113,7 @@ async def bridge(orchestrator: LoopbackOrchestrator, model: AIModel) -> AsyncIte
         )
         watch = CapacityWatch(models=[model], read_status=serve_client.model_status)
         running = asyncio.create_task(
-            bridge.run(registration=registration, snapshots=watch.snapshots(), stop=stop)
+            bridge.run(registrations=[registration], snapshots=watch.snapshots(), stop=stop)
         )
         try:
             await orchestrator.wait_for_workers(lambda workers: bool(workers))
@@ -139,8 +141,27 @@ async def test_its_jobs_run_like_any_others(model: AIModel) -> None:
     assert orchestrator.faults == []
 
 
+async def test_a_killed_replica_costs_no_job(
+    model: AIModel, ray: RayCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with LoopbackOrchestrator(secret=SECRET) as orchestrator, bridge(orchestrator, model):
+        connector = aiohttp.TCPConnector(ssl=False)
+        async with aiohttp.ClientSession(orchestrator.url, connector=connector) as http:
+            asked = asyncio.create_task(http.post("/spelling", json={"text": "ab", "times": 1500}))
+            # A replica that dies before the request reaches it is no loss: Serve itself sends it
+            # to the next one. This is about one that has begun.
+            await asyncio.sleep(1.0)
+            (pid,) = ray.replicas(KEY.model_id, SPELLING.name)
+            os.kill(pid, signal.SIGKILL)
+            response = await asked
+            assert response.status == 200, await response.text()
+            assert len((await response.json())["text"].split()) == 3000
+    assert "died while it ran the job; running it again" in caplog.text
+    assert ray.replicas(KEY.model_id, SPELLING.name) != {pid}
+
+
 async def spelled(backend: RayBackend, text: str) -> str:
-    completed = await backend.run(KEY, SpellingRequest(text=text))
+    completed = await backend.run(KEY, SpellingRequest(text=text), timeout_s=TIME_S)
     assert isinstance(completed.result, SpellingResult)
     return completed.result.text
 
@@ -148,7 +169,7 @@ async def spelled(backend: RayBackend, text: str) -> str:
 async def test_a_stream_arrives_in_order_and_ends(model: AIModel) -> None:
     assert model.key == KEY
     request = SpellingRequest(text="ab", times=2)
-    chunks = [chunk async for chunk in RayBackend().stream(KEY, request)]
+    chunks = [chunk async for chunk in RayBackend().stream(KEY, request, timeout_s=TIME_S)]
     assert [chunk.document()["text"] for chunk in chunks] == ["Alfa", "Bravo", "Alfa", "Bravo", ""]
     assert [chunk.finishes for chunk in chunks] == [False] * 4 + [True]
 
@@ -156,7 +177,7 @@ async def test_a_stream_arrives_in_order_and_ends(model: AIModel) -> None:
 @pytest.mark.parametrize("leaving", ["closes", "is cancelled"])
 async def test_a_consumer_that_leaves_frees_its_slot(model: AIModel, leaving: str) -> None:
     backend = RayBackend()
-    streams = [backend.stream(model.key, ENDLESS) for _ in range(SLOTS)]
+    streams = [backend.stream(model.key, ENDLESS, timeout_s=TIME_S) for _ in range(SLOTS)]
     try:
         for stream in streams:
             await anext(stream)
@@ -188,7 +209,7 @@ async def test_the_replicas_own_error_is_known_from_the_first_chunk_to_the_last(
     model: AIModel, text: str, before: list[str]
 ) -> None:
     received: list[str] = []
-    stream = RayBackend().stream(model.key, SpellingRequest(text=text))
+    stream = RayBackend().stream(model.key, SpellingRequest(text=text), timeout_s=TIME_S)
     with pytest.raises(JobRejected, match="text: 'c' is not in this alphabet"):
         await _read_on(stream, received)
     assert received == before
@@ -197,7 +218,7 @@ async def test_the_replicas_own_error_is_known_from_the_first_chunk_to_the_last(
 async def test_a_model_that_is_not_deployed(model: AIModel) -> None:
     other = model.key._replace(model_id="org/other")
     with pytest.raises(InsufficientCapacity, match="is not deployed"):
-        await anext(RayBackend().stream(other, ENDLESS))
+        await anext(RayBackend().stream(other, ENDLESS, timeout_s=TIME_S))
 
 
 async def test_a_replica_that_dies_in_mid_stream_ends_it_and_the_next_one_works(
@@ -205,7 +226,7 @@ async def test_a_replica_that_dies_in_mid_stream_ends_it_and_the_next_one_works(
 ) -> None:
     backend = RayBackend()
     (pid,) = ray.replicas(KEY.model_id, SPELLING.name)
-    async with aclosing(backend.stream(model.key, ENDLESS)) as stream:
+    async with aclosing(backend.stream(model.key, ENDLESS, timeout_s=TIME_S)) as stream:
         await anext(stream)
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(InsufficientCapacity, match=r"the replica of .* died"):

@@ -16,7 +16,9 @@ from pydantic import SecretStr
 from cluster.ai_models import ModelKey
 from cluster.bridge.address import Address
 from cluster.bridge.bridge import Bridge, JobRecord
+from cluster.bridge.deadlines import Deadlines
 from cluster.bridge.inputs import Inputs
+from cluster.bridge.journal import Journal
 from cluster.bridge.registration import WorkerRegistration
 from cluster.bridge.results import Delivery
 from cluster.capacity import Capacity, ModelCapacity
@@ -41,6 +43,8 @@ class SteeredBackend:
 
     def __init__(self) -> None:
         self.result: Result | Exception = image_result(7)
+        self.first: list[Result | Exception] = []
+        """What comes before `result`, one a job."""
         self.hold = asyncio.Event()
         self.hold.set()
         self.takes_s = 0.0
@@ -48,8 +52,9 @@ class SteeredBackend:
         self.cancelled = 0
         self._news = asyncio.Condition()
 
-    async def run(self, key: ModelKey, request: Request) -> Completed[Result]:
+    async def run(self, key: ModelKey, request: Request, *, timeout_s: float) -> Completed[Result]:
         assert key in (A, B)
+        assert 0 < timeout_s <= 60
         async with self._news:
             self.started.append(request)
             self._news.notify_all()
@@ -59,11 +64,15 @@ class SteeredBackend:
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        if isinstance(self.result, Exception):
-            raise self.result
-        return Completed(result=self.result, replica="steered", compute_s=0.0)
+        result = self.first.pop(0) if self.first else self.result
+        if isinstance(result, Exception):
+            raise result
+        return Completed(result=result, replica="steered", compute_s=0.0)
 
-    def stream(self, key: ModelKey, request: Request) -> AsyncGenerator[Chunk, None]:
+    def stream(
+        self, key: ModelKey, request: Request, *, timeout_s: float
+    ) -> AsyncGenerator[Chunk, None]:
+        assert timeout_s > 0
         raise AssertionError(f"{key} was not to stream {request}")
 
     async def wait_for_started(self, count: int) -> None:
@@ -98,11 +107,13 @@ def capacity(**slots: int) -> Capacity:
 async def running(
     address: Address,
     first: Capacity,
-    *,
+    *others: Address,
     secret: str = SECRET,
     pin: str | None = None,
     deadline_s: float = 60.0,
     grace_s: float = 10.0,
+    queue_s: float = 0.1,
+    journal: Journal | None = None,
     version: str = "0.9.1",
     read_hardware: Callable[[], list[pb.HardwareInformation]] = list,
 ) -> AsyncIterator[Running]:
@@ -121,26 +132,31 @@ async def running(
             backends={A: backend, B: backend},
             inputs=inputs,
             delivery=delivery,
-            deadline_s=deadline_s,
+            deadlines=Deadlines(default_s=deadline_s),
             grace_s=grace_s,
+            queue_s=queue_s,
+            journal=journal,
             on_finished=records.append,
         )
-        registration = WorkerRegistration(
-            address=address,
-            secret=SecretStr(secret),
-            version=version,
-            pin=pin,
-            on_job=bridge.accept,
-            read_hardware=read_hardware,
-        )
+        registrations = [
+            WorkerRegistration(
+                address=where,
+                secret=SecretStr(secret),
+                version=version,
+                pin=pin,
+                on_job=bridge.accept,
+                read_hardware=read_hardware,
+            )
+            for where in (address, *others)
+        ]
         task = asyncio.create_task(
-            bridge.run(registration=registration, snapshots=snapshots(), stop=stop)
+            bridge.run(registrations=registrations, snapshots=snapshots(), stop=stop)
         )
         try:
             yield Running(
                 bridge=bridge,
                 backend=backend,
-                registration=registration,
+                registration=registrations[0],
                 stop=stop,
                 task=task,
                 capacities=capacities,

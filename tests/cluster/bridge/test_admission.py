@@ -1,114 +1,151 @@
-"""Slots: taken at once, waited for a moment, refused."""
+"""Slots: taken, waited for, shared and refused."""
 
 import asyncio
-from contextlib import AsyncExitStack
 
 import pytest
 
-from cluster.bridge.admission import Admission
+from cluster.bridge.admission import MIN_WAITING, Admission
 from cluster.errors import InsufficientCapacity
 from tests.cluster.bridge.conftest import A, B, capacity
 
 
-@pytest.fixture
-def admission() -> Admission:
-    admission = Admission()
-    admission.update(capacity(a=2))
-    return admission
+def admission(*, wait_s: float = 30.0, **slots: int) -> Admission:
+    made = Admission(wait_s=wait_s)
+    made.update(capacity(**slots))
+    return made
 
 
-async def hold(admission: Admission) -> AsyncExitStack:
-    held = AsyncExitStack()
-    await held.enter_async_context(admission.slot(A))
-    return held
+class Holder:
+    """A job that wants a slot and gives it back when told."""
+
+    def __init__(self, admission: Admission, *, source: str = "") -> None:
+        self.go = asyncio.Event()
+        self.has_it = False
+        self.task = asyncio.create_task(self._hold(admission, source))
+
+    async def _hold(self, admission: Admission, source: str) -> None:
+        async with admission.slot(A, source=source):
+            self.has_it = True
+            await self.go.wait()
+
+    async def end(self) -> None:
+        self.go.set()
+        await self.task
 
 
-async def test_a_job_beyond_the_slots_waits_for_one(admission: Admission) -> None:
-    held = [await hold(admission), await hold(admission)]
-    waiting = [asyncio.create_task(hold(admission)) for _ in range(2)]
-    await asyncio.sleep(0)
-    assert not waiting[0].done()
-    await held[0].aclose()
-    await waiting[0]
-    assert not waiting[1].done()
-    await held[1].aclose()
-    await waiting[1]
-
-
-async def test_it_waits_for_a_moment_only(
-    admission: Admission, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cluster.bridge.admission.WAIT_S", 0.05)
-    held = [await hold(admission), await hold(admission)]
-    with pytest.raises(InsufficientCapacity, match="all 2 slots of text-to-image org/a are taken"):
-        await hold(admission)
-    await held[0].aclose()
-    await hold(admission)
-
-
-async def test_few_may_wait(admission: Admission) -> None:
-    held = [await hold(admission), await hold(admission)]
-    waiting = [asyncio.create_task(hold(admission)) for _ in range(4)]
-    await asyncio.sleep(0)
-    with pytest.raises(InsufficientCapacity, match="all 2 slots"):
-        await hold(admission)
-    for stack in held:
-        await stack.aclose()
-    for task in waiting:
-        await (await task).aclose()
-
-
-async def test_models_do_not_take_each_others_slots(admission: Admission) -> None:
-    admission.update(capacity(a=1, b=1))
-    await hold(admission)
-    async with admission.slot(B):
-        pass
-
-
-async def test_a_slot_is_free_again_after_a_failure(admission: Admission) -> None:
+async def settled() -> None:
+    """Lets everything run that can."""
     for _ in range(5):
-        with pytest.raises(ZeroDivisionError):
-            async with admission.slot(A):
-                _ = 1 / 0
+        await asyncio.sleep(0)
 
 
-async def test_without_a_replica_nobody_waits(admission: Admission) -> None:
+async def test_a_job_waits_for_a_slot_in_its_turn() -> None:
+    slots = admission(a=1)
+    first, second, third = (Holder(slots) for _ in range(3))
+    await settled()
+    assert [job.has_it for job in (first, second, third)] == [True, False, False]
+    await first.end()
+    await settled()
+    assert [job.has_it for job in (second, third)] == [True, False]
+    await second.end()
+    await settled()
+    assert third.has_it
+    await third.end()
+    assert slots.in_flight[A] == 0
+
+
+async def test_waiting_ends_and_says_so() -> None:
+    slots = admission(a=1, wait_s=0.05)
+    holder = Holder(slots)
+    await settled()
+    with pytest.raises(InsufficientCapacity, match=r"all 1 slots of .*org/a were taken for 0.05 s"):
+        async with slots.slot(A):
+            raise AssertionError("it had no slot")
+    await holder.end()
+    async with slots.slot(A):
+        assert slots.in_flight[A] == 1
+
+
+async def test_without_a_replica_nobody_waits() -> None:
+    slots = admission(a=1)
     with pytest.raises(InsufficientCapacity, match="org/b has no replica now"):
-        async with admission.slot(B):
-            pass
+        async with slots.slot(B):
+            raise AssertionError("it had no slot")
 
 
-async def test_more_capacity_is_for_those_who_wait(admission: Admission) -> None:
-    for _ in range(2):
-        await hold(admission)
-    waiting = asyncio.create_task(hold(admission))
-    await asyncio.sleep(0)
-    admission.update(capacity(a=3))
-    await waiting
+async def test_few_wait_and_the_others_are_refused_at_once() -> None:
+    slots = admission(a=1)
+    jobs = [Holder(slots) for _ in range(1 + MIN_WAITING + 3)]
+    await settled()
+    refused = [job for job in jobs if job.task.done()]
+    assert refused == jobs[1 + MIN_WAITING :]
+    for job in refused:
+        assert isinstance(job.task.exception(), InsufficientCapacity)
+    for job in jobs[: 1 + MIN_WAITING]:
+        await job.end()
 
 
-async def test_less_capacity_takes_no_slot_away(admission: Admission) -> None:
-    held = [await hold(admission), await hold(admission)]
-    admission.update(capacity(a=1))
-    waiting = asyncio.create_task(hold(admission))
-    await held[0].aclose()
-    await asyncio.sleep(0)
-    assert not waiting.done(), "one slot, and it is held"
-    await held[1].aclose()
-    await waiting
+async def test_new_slots_go_to_those_who_wait() -> None:
+    slots = admission(a=1)
+    jobs = [Holder(slots) for _ in range(3)]
+    await settled()
+    slots.update(capacity(a=3))
+    await settled()
+    assert all(job.has_it for job in jobs)
+    slots.update(capacity(a=1))
+    late = Holder(slots)
+    await jobs[0].end()
+    await jobs[1].end()
+    await settled()
+    assert not late.has_it, "those that hold a slot keep it, and count"
+    await jobs[2].end()
+    await settled()
+    assert late.has_it
+    await late.end()
 
 
-@pytest.mark.parametrize("granted", [False, True])
-async def test_who_stops_waiting_holds_nothing(admission: Admission, granted: bool) -> None:
-    held = [await hold(admission), await hold(admission)]
-    waiting = asyncio.create_task(hold(admission))
-    await asyncio.sleep(0)
-    if granted:
-        await held.pop().aclose()
-    waiting.cancel()
-    await asyncio.gather(waiting, return_exceptions=True)
-    assert waiting.cancelled()
-    for stack in held:
-        await stack.aclose()
-    for _ in range(2):
-        await asyncio.wait_for(hold(admission), timeout=1)
+async def test_a_cancelled_job_neither_waits_nor_holds() -> None:
+    slots = admission(a=1)
+    holder, waiting, next_one = (Holder(slots) for _ in range(3))
+    await settled()
+    waiting.task.cancel()
+    await settled()
+    # It becomes the next one's turn and is cancelled in the same moment.
+    other = Holder(slots)
+    await settled()
+    holder.go.set()
+    next_one.task.cancel()
+    await settled()
+    assert other.has_it or next_one.task.cancelled()
+    await settled()
+    assert other.has_it
+    await other.end()
+    assert slots.in_flight[A] == 0
+
+
+async def test_a_free_slot_goes_to_whoever_holds_the_fewest() -> None:
+    slots = admission(a=2)
+    greedy = [Holder(slots, source="greedy") for _ in range(4)]
+    await settled()
+    modest = Holder(slots, source="modest")
+    await settled()
+    await greedy[0].end()
+    await settled()
+    assert modest.has_it
+    assert [job.has_it for job in greedy] == [True, True, False, False]
+    for job in (*greedy, modest):
+        await job.end()
+
+
+async def test_a_slot_is_free_again_after_a_failure() -> None:
+    slots = admission(a=1)
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError):
+            async with slots.slot(A):
+                raise ZeroDivisionError
+
+
+async def test_models_do_not_share_slots() -> None:
+    slots = admission(a=1, b=1)
+    async with slots.slot(A), slots.slot(B):
+        assert (slots.in_flight[A], slots.in_flight[B]) == (1, 1)

@@ -43,7 +43,7 @@ async def test_jobs_run_side_by_side_up_to_the_slots(
         asked = [asyncio.create_task(ask()) for _ in range(3)]
         await bridge.backend.wait_for_started(3)
         # The orchestrator counts too, so what is beyond the slots is sent past its selection.
-        with pytest.raises(JobFailedAtTheOrchestrator, match="insufficient capacity: all 3 slots"):
+        with pytest.raises(JobFailedAtTheOrchestrator, match="all 3 slots of text-to-image"):
             await orchestrator.send_job(
                 worker=orchestrator.workers[0],
                 pipeline="text-to-image",
