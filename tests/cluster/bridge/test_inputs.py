@@ -50,7 +50,8 @@ async def store(tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     app.router.add_get("/endless", endless)
     app.router.add_get("/large", large)
     app.router.add_get("/elsewhere", elsewhere)
-    runner = web.AppRunner(app, access_log=None)
+    # Those that wait for ever are not waited for.
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
     port = runner.addresses[0][1]
