@@ -1,0 +1,174 @@
+"""A site: a network of hosts and the machine of their operator, all on this machine.
+
+Whoever imports this must be PID 1 of namespaces of its own (`tests.hosts.on_prem` is started so):
+it becomes the operator's machine, and whatever happens here ends with it.
+"""
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+NETWORK = "10.77.0"
+OPERATOR_IP = f"{NETWORK}.1"
+HOME = Path("/home/livepeer")
+SHARED = Path("/mnt")
+"""Seen by all hosts at the same path, as a file server would be."""
+
+MODELS = SHARED / "models"
+
+PASSWD = f"""\
+livepeer:x:0:0::{HOME}:/bin/bash
+root:x:0:0::/root:/bin/bash
+sshd:x:99:99::/:/bin/false
+"""
+"""The user's id is root's, for the checkout may be readable to root only."""
+
+SSHD_CONFIG = """\
+HostKey /mnt/host_key
+UsePAM no
+PermitRootLogin yes
+PasswordAuthentication no
+StrictModes no
+PidFile none
+UseDNS no
+MaxStartups 100
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """A running host."""
+
+    name: str
+    ip: str
+    pid: int
+    """Of its PID 1."""
+
+    async def run(self, command: str) -> str:
+        """Runs a command over ssh, as Ray does; its output."""
+        options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR")
+        process = await asyncio.create_subprocess_exec(
+            *("ssh", "-i", HOME / ".ssh/id_ed25519"),
+            *(part for option in options for part in ("-o", option)),
+            f"livepeer@{self.ip}",
+            f"bash --login -i -c '{command}' 2>&1",
+            stdout=subprocess.PIPE,
+        )
+        output, _ = await process.communicate()
+        assert process.returncode == 0, f"{self.name}: {command}: {output.decode()}"
+        return output.decode()
+
+
+def open_site(models: Path) -> None:
+    """Turns this process's namespaces into the operator's machine and an empty network.
+
+    Args:
+        models: Hugging Face cache, to be seen as `MODELS`.
+    """
+    _run("mount", "--make-rprivate", "/")
+    _run("mount", "-t", "tmpfs", "tmpfs", SHARED)
+    MODELS.mkdir()
+    _run("mount", "--bind", models, MODELS)
+    _run(HERE / "private_tmp.sh", *_kept())
+    _run("mount", "-t", "tmpfs", "tmpfs", HOME.parent)
+    _run("hostname", "operator")
+    _run("ip", "link", "set", "lo", "up")
+    _run("ip", "link", "add", "lan", "type", "bridge")
+    _run("ip", "address", "add", f"{OPERATOR_IP}/24", "dev", "lan")
+    _run("ip", "link", "set", "lan", "up")
+    names = {OPERATOR_IP: "operator", "127.0.0.1": "localhost"}
+    _replace("/etc/hosts", "".join(f"{ip} {name}\n" for ip, name in names.items()))
+    _replace("/etc/passwd", PASSWD)
+    _replace("/etc/nsswitch.conf", "passwd: files\ngroup: files\nshadow: files\nhosts: files\n")
+    # Without an answer to the name of a host every look-up would wait for a time-out.
+    _replace("/etc/resolv.conf", "")
+    (SHARED / "sshd_config").write_text(SSHD_CONFIG)
+    _home_of_the_operator()
+    _home_of_a_host()
+
+
+def _home_of_the_operator() -> None:
+    os.environ["HOME"] = str(HOME)
+    os.chdir(ROOT)
+    for key in (SHARED / "host_key", HOME / ".ssh/id_ed25519"):
+        key.parent.mkdir(parents=True, exist_ok=True)
+        _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key)
+
+
+def _home_of_a_host() -> None:
+    """What is on a machine before `ray up`: a key, and the versions that setup would install."""
+    skeleton = SHARED / "skeleton"
+    (skeleton / ".ssh").mkdir(parents=True)
+    shutil.copy(HOME / ".ssh/id_ed25519.pub", skeleton / ".ssh/authorized_keys")
+    venv = skeleton / "livepeer-venv"
+    venv.mkdir()
+    for part in Path(sys.prefix).iterdir():
+        (venv / part.name).symlink_to(part)
+    shutil.copy(ROOT / "constraints.txt", venv)
+    (skeleton / ".profile").write_text(". ~/.bashrc\n")
+    # The project itself is imported from where `ray up` puts it.
+    (skeleton / ".bashrc").write_text(
+        "export PATH=/mnt/bin:$PATH PYTHONPATH=$HOME/livepeer-ray RAY_USAGE_STATS_ENABLED=0\n"
+    )
+    systemctl = SHARED / "bin/systemctl"
+    systemctl.parent.mkdir()
+    systemctl.write_text(f"#!{sys.executable}\n{(HERE / 'systemctl.py').read_text()}")
+    systemctl.chmod(0o755)
+
+
+async def start_host(name: str, number: int) -> Host:
+    """Starts a host in namespaces of its own and waits for its sshd."""
+    ip = f"{NETWORK}.{number}"
+    log = SHARED / f"{name}.log"
+    with log.open("wb") as output:
+        process = await asyncio.create_subprocess_exec(
+            *("unshare", "--net", "--pid", "--mount", "--uts", "--ipc"),
+            *("--fork", "--kill-child", "--mount-proc"),
+            *(str(HERE / "host.sh"), name, f"{ip}/24", *_kept()),
+            stdout=output,
+            stderr=output,
+        )
+    while not (children := psutil.Process(process.pid).children()):
+        await asyncio.sleep(0.02)
+    pid = children[0].pid
+    interface = f"veth{number}"
+    _run("ip", "link", "add", interface, "type", "veth", "peer", "name", "eth0", "netns", str(pid))
+    _run("ip", "link", "set", interface, "master", "lan", "up")
+    async with asyncio.timeout(30):
+        while not await _listens(ip):
+            assert process.returncode is None, log.read_text()
+            await asyncio.sleep(0.05)
+    return Host(name=name, ip=ip, pid=pid)
+
+
+async def _listens(ip: str) -> bool:
+    try:
+        _, writer = await asyncio.open_connection(ip, 22)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+def _kept() -> list[str]:
+    """Directories that hosts need, should they be in /tmp."""
+    return [str(ROOT), sys.prefix, sys.base_prefix]
+
+
+def _replace(path: str, text: str) -> None:
+    """Puts a file over one of the machine's, in this mount namespace alone."""
+    own = SHARED / Path(path).name
+    own.write_text(text)
+    _run("mount", "--bind", own, os.path.realpath(path))
+
+
+def _run(*command: str | Path) -> None:
+    subprocess.run(command, check=True)
