@@ -37,13 +37,13 @@ from benchmarks.rig import (
     OURS,
     REFERENCE,
     SLOTS,
-    BenchmarkFailed,
     Rig,
     Timing,
     deploy,
     running_rig,
 )
 from cluster import logs
+from cluster.errors import LivepeerRayError
 from deployments.media import encode_png
 
 WANTED_RATIO = 8.0
@@ -76,7 +76,7 @@ def main() -> int:
             print("starting a local Ray cluster and the worker", flush=True)
             deploy(pixels, models_dir=Path(models_dir))
             timings = asyncio.run(_measure(pixels))
-    except BenchmarkFailed as error:
+    except LivepeerRayError as error:
         print(f"no figures: {error}", file=sys.stderr)
         return EXIT_FAILED
     finally:

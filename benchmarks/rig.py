@@ -7,11 +7,8 @@ between their times is a difference between the two backends.
 
 import asyncio
 import contextlib
-import os
 import secrets
-import sys
 import time
-from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +20,7 @@ from pydantic import SecretStr
 
 from benchmarks.fixed_image import write_model
 from benchmarks.reference import ReferenceBackend
-from cluster import serve_client
+from cluster import programs, serve_client
 from cluster.ai_models import AIModel, ModelKey, RayOptions
 from cluster.backends.ray_serve import RayBackend
 from cluster.bridge.address import Address
@@ -157,7 +154,7 @@ async def running_rig(pixels: NDArray[np.uint8]) -> AsyncIterator[Rig]:
     secret = secrets.token_hex(16)
     finished: asyncio.Queue[tuple[JobRecord, Timing]] = asyncio.Queue()
     delivery = _TimedDelivery(secret=SecretStr(secret))
-    async with _orchestrator(secret) as url, Inputs() as inputs, delivery:
+    async with programs.orchestrator(secret=secret) as url, Inputs() as inputs, delivery:
         bridge = Bridge(
             backends={
                 OURS: RayBackend(),
@@ -217,28 +214,6 @@ async def _snapshots() -> AsyncIterator[Capacity]:
     watch = CapacityWatch(models=(MODEL,), read_status=lambda: serve_client.model_status((MODEL,)))
     async for capacity in watch.snapshots():
         yield Capacity(models={**capacity.models, REFERENCE: imitation})
-
-
-@contextlib.asynccontextmanager
-async def _orchestrator(secret: str) -> AsyncIterator[str]:
-    """`livepeer-ray orchestrator` on a free port; yields its url."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "cluster.cli", "orchestrator", "--listen", "127.0.0.1:0"),
-        stdout=PIPE,
-        env={**os.environ, "LIVEPEER_RAY_ORCH_SECRET": secret},
-    )
-    try:
-        if process.stdout is None:
-            raise RuntimeError("the orchestrator runs without a pipe")
-        words = (await process.stdout.readline()).decode().split()
-        url = next((word for word in words if word.startswith("https://")), None)
-        if url is None:
-            raise BenchmarkFailed("the loopback orchestrator did not start")
-        yield url
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.wait()
 
 
 async def _registered(gateway: aiohttp.ClientSession, working: "asyncio.Task[None]") -> None:

@@ -82,7 +82,13 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = _command(commands, "demo", _demo, "show the whole path on this machine")
     demo.add_argument(
-        "--output", type=Path, default=Path("demo-output"), help="directory for the pictures"
+        "--all",
+        action="store_true",
+        dest="every_pipeline",
+        help="a request to every pipeline, instead of three prompts to text-to-image",
+    )
+    demo.add_argument(
+        "--output", type=Path, default=Path("demo-output"), help="directory for what it makes"
     )
     return parser
 
@@ -154,7 +160,7 @@ def _tiny_models(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from cluster.commands import demo
 
-    return demo.run(arguments.output)
+    return demo.run(arguments.output, every_pipeline=arguments.every_pipeline)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,11 @@ a few kilobytes can claim far more."""
 MAX_INPUT_SIDE = 16_384
 """Pixels. Resampling a thinner and longer image takes time without end in sight."""
 
-# Opening reads the header only; the bounds above decide before a pixel is decoded.
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
+"""What cameras, browsers and editors write. Of Pillow's others, EPS hands the file to a program of
+this machine, and ICO and ICNS are decoded as they are opened, whatever size they hold."""
+
+# Opening these reads the header only; the bounds above decide before a pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
 
 
@@ -26,20 +30,26 @@ def decode_image(data: bytes) -> Image.Image:
         BadRequest: not an image, a truncated one, or one that is too large.
     """
     try:
-        image = Image.open(io.BytesIO(data))
-        width, height = image.size
-        if width * height > MAX_INPUT_PIXELS or max(width, height) > MAX_INPUT_SIDE:
-            raise BadRequest(
-                f"image: {width}x{height} pixels are too many, at most {MAX_INPUT_PIXELS} "
-                f"and {MAX_INPUT_SIDE} a side are taken"
-            )
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        _check_size(*image.size)
         image.load()
         return _rgb(ImageOps.exif_transpose(image))
+    except (BadRequest, MemoryError):
+        raise
     except UnidentifiedImageError:
-        raise BadRequest("image: the file is not an image that can be read") from None
-    # Pillow's decoders raise whatever a broken file leads them to.
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError) as error:
+        raise BadRequest(
+            f"image: the file is not an image that can be read, such as {', '.join(FORMATS)}"
+        ) from None
+    except Exception as error:  # noqa: BLE001 (decoders raise whatever a broken file leads them to)
         raise BadRequest(f"image: the file is broken: {error}") from None
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_INPUT_PIXELS or max(width, height) > MAX_INPUT_SIDE:
+        raise BadRequest(
+            f"image: {width}x{height} pixels are too many, at most {MAX_INPUT_PIXELS} "
+            f"and {MAX_INPUT_SIDE} a side are taken"
+        )
 
 
 def _rgb(image: Image.Image) -> Image.Image:

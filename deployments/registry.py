@@ -5,11 +5,13 @@ The replica class stands as an import string, so that reading the table imports 
 
 from dataclasses import dataclass
 
+from deployments.schemas.audio_to_text import MAX_FILE_BYTES as MAX_AUDIO_BYTES
 from deployments.schemas.audio_to_text import AudioToTextRequest
 from deployments.schemas.base import Request
 from deployments.schemas.image_to_image import ImageToImageRequest
 from deployments.schemas.image_to_text import ImageToTextRequest
 from deployments.schemas.image_to_video import ImageToVideoRequest
+from deployments.schemas.images import MAX_FILE_BYTES
 from deployments.schemas.llm import LLMRequest
 from deployments.schemas.segment_anything_2 import SegmentAnything2Request
 from deployments.schemas.text_to_image import TextToImageRequest
@@ -30,6 +32,8 @@ class Pipeline:
     """`module:class` of the replica, a `deployments.replica.Replica`."""
     file: str = ""
     """The request's field that holds the input file's bytes; empty for pipelines without one."""
+    max_file_bytes: int = MAX_FILE_BYTES
+    """Of that file; of a larger one no more is fetched."""
     model_field: str = "model_id"
     """The request's field that names the model; `model` for llm."""
 
@@ -68,6 +72,7 @@ _ALL = (
         request=AudioToTextRequest,
         replica="deployments.audio_to_text:AudioToTextReplica",
         file="audio",
+        max_file_bytes=MAX_AUDIO_BYTES,
     ),
     Pipeline(
         name="segment-anything-2",

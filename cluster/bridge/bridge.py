@@ -199,7 +199,7 @@ class Bridge:
         return success(completed.result)
 
     async def _run(self, work: Work, job: Job) -> Completed[Result] | Stream:
-        file = await self._inputs.fetch(job, work.input_url) if work.input_url else None
+        file = await self._inputs.fetch(job, work) if work.input_url else None
         request, backend = work.request(file), self._backends[work.key]
         if request.wants_stream:
             return await Stream.begin(backend.stream(work.key, request), name=str(job))

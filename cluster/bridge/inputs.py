@@ -1,9 +1,9 @@
 """The file that a job works on, fetched from where the orchestrator says.
 
-Bounded in size and time, from http and https only. The orchestrator's own store answers with
-the certificate that the job came with; any other host (an object store) must have an ordinary
-one. Redirects are not followed: an orchestrator has no reason to send any, and following one
-would let a url reach what only this machine can.
+Bounded in size, by the pipeline, and in time; from http and https only. The orchestrator's own
+store answers with the certificate that the job came with; any other host (an object store) must
+have an ordinary one. Redirects are not followed: an orchestrator has no reason to send any, and
+following one would let a url reach what only this machine can.
 """
 
 import ssl
@@ -12,11 +12,9 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from cluster.bridge.job import Job
+from cluster.bridge.job import Job, Work
 from cluster.errors import JobFailed, JobRejected
-
-MAX_INPUT_BYTES = 300_000_000
-"""go-livepeer's limit (core/ai_worker.go, via common.ReadAtMost)."""
+from deployments.registry import Pipeline
 
 CONNECT_TIMEOUT_S = 10.0
 STALL_TIMEOUT_S = 30.0
@@ -26,9 +24,8 @@ STALL_TIMEOUT_S = 30.0
 class Inputs:
     """Fetches input files. An async context manager: connections are kept between jobs."""
 
-    def __init__(self, *, max_bytes: int = MAX_INPUT_BYTES) -> None:
-        """Takes the bound on a file's size."""
-        self._max_bytes = max_bytes
+    def __init__(self) -> None:
+        """Opens no connection yet."""
         self._http: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "Inputs":
@@ -46,8 +43,8 @@ class Inputs:
         if self._http is not None:
             await self._http.close()
 
-    async def fetch(self, job: Job, url: str) -> bytes:
-        """Returns the file.
+    async def fetch(self, job: Job, work: Work) -> bytes:
+        """Returns the file at `work.input_url`.
 
         Raises:
             JobRejected: no http(s) url, or a file that is too large.
@@ -55,25 +52,46 @@ class Inputs:
         """
         if self._http is None:
             raise RuntimeError("Inputs is used as an async context manager")
-        if urlsplit(url).scheme not in ("http", "https"):
+        url = work.input_url
+        if not _is_http(url):
             raise JobRejected(f"input_url: want an http or https url, got {url[:100]!r}")
         try:
             async with self._http.get(url, ssl=_trust(job, url), allow_redirects=False) as response:
                 if response.status != HTTPStatus.OK:
                     raise JobFailed(f"the input file answered {response.status}")
-                return await self._read(response)
+                return await _read(response, work.pipeline)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise JobFailed(
                 f"the input file could not be fetched: {type(error).__name__}"
             ) from error
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        data = bytearray()
-        async for chunk in response.content.iter_any():
-            data += chunk
-            if len(data) > self._max_bytes:
-                raise JobRejected(f"the input file is larger than {self._max_bytes} bytes")
-        return bytes(data)
+
+async def _read(response: aiohttp.ClientResponse, pipeline: Pipeline) -> bytes:
+    """Returns the body. Of one that is too large no more is read than shows that it is.
+
+    Raises:
+        JobRejected: it is too large.
+    """
+    data = bytearray()
+    # Servers usually say the size first; those that do not are read up to the bound.
+    known_bytes = response.content_length or 0
+    while known_bytes <= pipeline.max_file_bytes:
+        chunk = await response.content.readany()
+        if not chunk:
+            return bytes(data)
+        data += chunk
+        known_bytes = max(known_bytes, len(data))
+    raise JobRejected(
+        f"{pipeline.file}: the file is larger than the {pipeline.max_file_bytes} bytes "
+        f"that {pipeline.name} takes"
+    )
+
+
+def _is_http(url: str) -> bool:
+    try:
+        return urlsplit(url).scheme in ("http", "https")
+    except ValueError:
+        return False
 
 
 def _trust(job: Job, url: str) -> ssl.SSLContext | bool:

@@ -1,244 +1,242 @@
-"""`livepeer-ray demo`: the whole path on this machine, with a tiny model.
+"""`livepeer-ray demo`: the whole path on this machine, with tiny models.
 
-Everything is what an operator runs, in processes of its own; only the model's weights are
+Everything is what an operator runs, in processes of its own; only the models' weights are
 random, so the pictures are noise, and the orchestrator is the one that ships for development.
+What the processes say goes to files beside the outputs, and to the terminal when one fails.
 """
 
 import asyncio
 import contextlib
 import json
-import os
 import secrets
 import signal
 import sys
 import tempfile
+import textwrap
 import time
-from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from asyncio.subprocess import Process
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
-from cluster.errors import LivepeerRayError
+from cluster import programs
+from cluster.demo.gateway import Output, send
+from cluster.demo.inputs import picture, sound
+from cluster.demo.logs import Logs
+from cluster.demo.page import write_page
+from cluster.demo.samples import EVERY_PIPELINE, INPUT_FILES, PROMPTS, Sample
+from cluster.programs import ProgramFailed
 
-PROMPTS = (
-    {"prompt": "a lighthouse at dawn", "width": 512, "height": 512, "seed": 7},
-    {"prompt": "a fox in the snow", "width": 768, "height": 512, "seed": 11},
-    {"prompt": "a market street, rain", "width": 512, "height": 768, "seed": 42},
-)
-STEPS = 8
-READY_TIMEOUT_S = 180.0
+READY_TIMEOUT_S = 600.0
+"""For all models to load: nine took 140 s on two cores with much else to do."""
 
+GPU_SHARE = 0.1
+"""Of one GPU, for each replica: where there is one, all tiny models share it."""
 
-class DemoFailed(LivepeerRayError):
-    """A part of the demo did not do what it should; the text says which."""
+COLUMN = 66
+"""Where the seconds stand."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
-    """One job of the demo, as the gateway's caller sees it."""
-
-    prompt: str
-    path: Path
-    seed: int
-    seconds: float
-    task_id: str
+TEXT_SHOWN, ERROR_SHOWN = 40, 90
+"""Characters of a text and of an error in the table; the page has them whole."""
 
 
-def run(output: Path) -> int:
-    """Runs the demo and returns the exit status."""
+def run(output: Path, *, every_pipeline: bool) -> int:
+    """Runs the demo and returns the exit status.
+
+    Args:
+        output: a directory for outputs, logs and index.html.
+        every_pipeline: all nine, one after the other, instead of text-to-image alone.
+    """
     output.mkdir(parents=True, exist_ok=True)
+    logs = Logs.empty(output)
     # As at Ctrl-C, everything that was started is ended in order.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    began = time.monotonic()
     try:
-        asyncio.run(_demo(output))
-    except (DemoFailed, aiohttp.ClientError, TimeoutError, OSError) as error:
-        print(f"demo failed: {str(error) or type(error).__name__}", file=sys.stderr)
+        outputs = asyncio.run(_demo(output, logs, every_pipeline=every_pipeline))
+    except (ProgramFailed, aiohttp.ClientError, TimeoutError, OSError) as error:
+        print(f"\ndemo failed: {str(error) or type(error).__name__}", file=sys.stderr)
+        print(logs.problems(), file=sys.stderr)
         return 1
+    # The worker has ended, so that its log has every job.
+    print("\n" + "\n".join(table(outputs, logs.jobs())))
+    print(f"\nside by side: {write_page(output, outputs)}")
+    print(f"logs: {', '.join(map(str, logs.paths))}")
+    seconds = time.monotonic() - began
+    if failed := sum(1 for one in outputs if one.error):
+        print(f"\n{failed} of {len(outputs)} failed; {logs.worker} has", file=sys.stderr)
+        print("\n".join(f"  {line}" for line in logs.worker_problems()), file=sys.stderr)
+        return 1
+    print(f"\ndone in {seconds:.0f} s, everything is shut down again")
     return 0
 
 
-async def _demo(output: Path) -> None:
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="livepeer-ray-demo-") as scratch:
-        models = Path(scratch)
-        _say("writing a tiny model: random weights, so its pictures will be noise")
-        await _finish("tiny-models", str(models), "--pipeline", "text-to-image")
-        environment = {"LIVEPEER_RAY_ORCH_SECRET": secrets.token_hex(16)}
-        async with _orchestrator(environment) as url, _worker(url, models, environment) as worker:
-            connector = aiohttp.TCPConnector(ssl=False)  # the certificate is seconds old
-            async with aiohttp.ClientSession(url, connector=connector) as gateway:
-                await _ready(gateway, worker)
-                _say(f"sending {len(PROMPTS)} prompts at once, as a gateway would")
-                pictures = await asyncio.gather(
-                    *(_picture(gateway, prompt, output) for prompt in PROMPTS)
-                )
-                await worker.answered(pictures)
-    print()
-    for picture in pictures:
-        job = worker.jobs[picture.task_id]
-        print(
-            f"  {picture.path}  seed {picture.seed:<3} {_size(picture.path):>9}  "
-            f"{picture.seconds:5.2f} s ({job['compute_s']:.2f} s in replica {job['replica']})  "
-            f'"{picture.prompt}"'
-        )
-    print(f"\ndone in {time.monotonic() - began:.0f} s, everything is shut down again")
+def table(outputs: Sequence[Output], jobs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Returns the lines of a table of outputs.
+
+    Args:
+        outputs: in the order of the lines.
+        jobs: the bridge's records by task id; one that is missing leaves its columns empty.
+    """
+    rows = [("PIPELINE", "SECONDS", "IN REPLICA", "OUTPUT")]
+    for output in outputs:
+        pipeline = output.sample.pipeline
+        if output.path is None:
+            rows.append((pipeline, "failed", "", textwrap.shorten(output.error, ERROR_SHOWN)))
+            continue
+        job = jobs.get(output.task_id)
+        inside = f"{job['compute_s']:.2f} {job['replica']}" if job else ""
+        made = f"{output.path}, {output.size}"
+        if output.text:
+            made += f": {output.text[:TEXT_SHOWN]!r}"
+        rows.append((pipeline, f"{output.seconds:.2f}", inside, made))
+    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]] + [0]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    ]
 
 
-class _Worker:
-    """The `livepeer-ray start` of the demo, and what its log says."""
+async def _demo(output: Path, logs: Logs, *, every_pipeline: bool) -> list[Output]:
+    samples = EVERY_PIPELINE if every_pipeline else PROMPTS
+    print("A job's whole path on this machine: orchestrator, bridge, Ray Serve, replica.")
+    print("The models are tiny and their weights are random: what they make is noise.\n")
+    secret = secrets.token_hex(16)
+    async with contextlib.AsyncExitStack() as stack:
+        models = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="livepeer-ray-demo-")))
+        with _step("writing tiny models"):
+            await _write_models(models, samples, logs, replicas=1 if every_pipeline else 2)
+        for field, make in (("image", picture), ("audio", sound)):
+            if any(sample.file == field for sample in samples):
+                (output / INPUT_FILES[field]).write_bytes(make())
+        with _step("starting an orchestrator"):
+            url = await stack.enter_async_context(
+                programs.orchestrator(secret=secret, log=logs.orchestrator)
+            )
+        worker = await stack.enter_async_context(_worker(url, models, secret, logs))
+        connector = aiohttp.TCPConnector(ssl=False)  # the certificate is seconds old
+        gateway = await stack.enter_async_context(aiohttp.ClientSession(url, connector=connector))
+        failures = await _loaded(gateway, samples, worker, logs)
 
-    def __init__(self, process: Process) -> None:
-        self.process = process
-        self.jobs: dict[str, dict[str, Any]] = {}
-        self._news = asyncio.Condition()
+        async def ask(sample: Sample) -> Output:
+            if reason := failures.get(sample.pipeline):
+                return Output(sample=sample, error=reason)
+            return await send(gateway, sample, output)
 
-    async def read_log(self) -> None:
-        """Shows the worker's log and keeps the job records that are in it."""
-        if self.process.stderr is None:
-            raise RuntimeError("the worker runs without a pipe")
-        async for line in self.process.stderr:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                print(f"  worker | {line.decode(errors='replace').rstrip()}", flush=True)
-                continue
-            print(f"  worker | {record['message']}", flush=True)
-            if job := record.get("job"):
-                async with self._news:
-                    self.jobs[str(job["task_id"])] = job
-                    self._news.notify_all()
-
-    async def answered(self, pictures: list[Picture]) -> None:
-        """Waits until the log tells of every picture."""
-        wanted = {picture.task_id for picture in pictures}
-        async with self._news, asyncio.timeout(10.0):
-            await self._news.wait_for(lambda: wanted <= self.jobs.keys())
+        if every_pipeline:
+            with _step("sending a request to each, one after the other"):
+                return [await ask(sample) for sample in samples]
+        with _step(f"sending {len(samples)} prompts at once, as a gateway would"):
+            return await asyncio.gather(*map(ask, samples))
 
 
-@contextlib.asynccontextmanager
-async def _orchestrator(environment: dict[str, str]) -> AsyncIterator[str]:
-    """A loopback orchestrator in a process; yields its url."""
-    _say("starting a loopback orchestrator")
-    process = await _start(
-        "orchestrator", "--listen", "127.0.0.1:0", stdout=PIPE, environment=environment
-    )
+async def _write_models(
+    directory: Path, samples: Sequence[Sample], logs: Logs, *, replicas: int
+) -> None:
+    """Writes the models of these samples, and an aiModels.json that gives each its replicas."""
+    only = [f"--pipeline={pipeline}" for pipeline in Counter(s.pipeline for s in samples)]
+    process = await programs.start("tiny-models", str(directory), *only, log=logs.models)
     try:
-        if process.stdout is None:
-            raise RuntimeError("the orchestrator runs without a pipe")
-        line = (await process.stdout.readline()).decode().strip()
-        if not line:
-            raise DemoFailed("the loopback orchestrator did not start")
-        print(f"  {line}", flush=True)
-        yield next(word for word in line.split() if word.startswith("https://"))
+        if await process.wait() != 0:
+            raise ProgramFailed(f"livepeer-ray tiny-models ended with status {process.returncode}")
     finally:
-        await _end(process)
+        await programs.end(process)
+    ai_models = directory / "aiModels.json"
+    entries = json.loads(ai_models.read_text())
+    for entry in entries:
+        entry["capacity"] = replicas
+        entry.setdefault("ray", {})["num_gpus"] = GPU_SHARE
+    ai_models.write_text(json.dumps(entries))
 
 
 @contextlib.asynccontextmanager
-async def _worker(url: str, models: Path, environment: dict[str, str]) -> AsyncIterator[_Worker]:
+async def _worker(url: str, models: Path, secret: str, logs: Logs) -> AsyncIterator[Process]:
     """`livepeer-ray start` in a process, on a Ray cluster of its own."""
-    _say("starting the worker: a local Ray cluster, the models on Serve, the bridge")
-    process = await _start(
+    process = await programs.start(
         "start",
         *("--ray-address", "local"),
         *("--orch-addr", url),
         *("--ai-models", str(models / "aiModels.json")),
         *("--ai-models-dir", str(models)),
         "--log-json",
-        stderr=PIPE,
-        environment=environment,
+        log=logs.worker,
+        environment={"LIVEPEER_RAY_ORCH_SECRET": secret},
     )
-    worker = _Worker(process)
-    reading = asyncio.create_task(worker.read_log())
     try:
-        yield worker
+        yield process
     finally:
-        _say("shutting down")
-        await _end(process)
-        await reading
+        with _step("shutting down"):
+            await programs.end(process)
 
 
-async def _ready(gateway: aiohttp.ClientSession, worker: _Worker) -> None:
-    """Waits until the orchestrator knows of a slot for every prompt."""
-    ended = asyncio.create_task(worker.process.wait())
+async def _loaded(
+    gateway: aiohttp.ClientSession, samples: Sequence[Sample], worker: Process, logs: Logs
+) -> dict[str, str]:
+    """Waits until the orchestrator knows of a slot for every sample, or knows that none comes.
+
+    Returns:
+        The pipelines without one, and why.
+
+    Raises:
+        ProgramFailed: the worker ended.
+    """
+    print("  starting the worker: Ray, a Serve application for each model, the bridge", flush=True)
+    began = time.monotonic()
+    missing = Counter(sample.pipeline for sample in samples)
+    failures: dict[str, str] = {}
+    ended = asyncio.create_task(worker.wait())
     try:
-        async with asyncio.timeout(READY_TIMEOUT_S):
-            while True:
-                async with gateway.get("/status") as response:
-                    status = await response.json()
-                # One worker: not while a new registration stands and the old one still does.
-                if len(status["workers"]) == 1 and _slots(status["capacity"]) >= len(PROMPTS):
-                    return
-                done, _ = await asyncio.wait({ended}, timeout=0.5)
-                if done:
-                    raise DemoFailed(f"the worker ended with status {ended.result()}")
-    except TimeoutError:
-        raise DemoFailed(f"not enough capacity within {READY_TIMEOUT_S:.0f} s") from None
+        while missing:
+            await asyncio.wait({ended}, timeout=0.5)
+            if ended.done():
+                raise ProgramFailed(f"livepeer-ray start ended with status {ended.result()}")
+            slots = await _slots(gateway)
+            seconds = time.monotonic() - began
+            broken = logs.failures()
+            for pipeline in tuple(missing):
+                if slots.get(pipeline, 0) >= missing[pipeline]:
+                    _line(f"  {pipeline} is ready", seconds)
+                elif reason := broken.get(pipeline):
+                    failures[pipeline] = reason
+                    _line(f"  {pipeline} DOES NOT LOAD", seconds)
+                elif seconds > READY_TIMEOUT_S:
+                    failures[pipeline] = f"not ready after {READY_TIMEOUT_S:.0f} s"
+                else:
+                    continue
+                del missing[pipeline]
     finally:
         ended.cancel()
+    return failures
 
 
-def _slots(capacity: dict[str, dict[str, dict[str, int]]]) -> int:
-    return sum(model["capacity"] for models in capacity.values() for model in models.values())
+async def _slots(gateway: aiohttp.ClientSession) -> dict[str, int]:
+    """The slots of each pipeline that the orchestrator knows of."""
+    async with gateway.get("/status") as response:
+        status = await response.json()
+    # While a new registration stands and the old one still does, everything counts twice.
+    if len(status["workers"]) != 1:
+        return {}
+    return {
+        pipeline: sum(model["capacity"] for model in models.values())
+        for pipeline, models in status["capacity"].items()
+    }
 
 
-async def _picture(gateway: aiohttp.ClientSession, prompt: dict[str, Any], output: Path) -> Picture:
+@contextlib.contextmanager
+def _step(text: str) -> Iterator[None]:
+    """Says what is being done and, when it is done, how long it took."""
+    print(f"  {text} ".ljust(COLUMN), end="", flush=True)
     began = time.monotonic()
-    body = {**prompt, "num_inference_steps": STEPS, "safety_check": False}
-    async with gateway.post("/text-to-image", json=body) as response:
-        if response.status != 200:
-            raise DemoFailed(f"a job got {response.status}: {await response.text()}")
-        document = await response.json()
-        task_id = response.headers["Livepeer-Task-Id"]
-    image = document["images"][0]
-    async with gateway.get(image["url"]) as response:
-        data = await response.read()
-    seconds = time.monotonic() - began
-    path = output / f"text-to-image-{image['seed']}.png"
-    path.write_bytes(data)
-    return Picture(
-        prompt=prompt["prompt"], path=path, seed=image["seed"], seconds=seconds, task_id=task_id
-    )
+    try:
+        yield
+    except BaseException:
+        print(flush=True)
+        raise
+    print(f"{time.monotonic() - began:6.1f} s", flush=True)
 
 
-def _size(path: Path) -> str:
-    """Width x height from a PNG's header, which is where the file itself says it."""
-    header = path.read_bytes()[16:24]
-    return f"{int.from_bytes(header[:4])}x{int.from_bytes(header[4:])}"
-
-
-async def _finish(*arguments: str) -> None:
-    process = await _start(*arguments)
-    if await process.wait() != 0:
-        raise DemoFailed(f"livepeer-ray {arguments[0]} ended with status {process.returncode}")
-
-
-async def _start(
-    *arguments: str,
-    stdout: int | None = None,
-    stderr: int | None = None,
-    environment: dict[str, str] | None = None,
-) -> Process:
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "cluster.cli"),
-        *arguments,
-        stdout=stdout,
-        stderr=stderr,
-        env={**os.environ, **(environment or {})},
-        # Ctrl-C reaches the demo alone, which then ends its children in order.
-        start_new_session=True,
-    )
-
-
-async def _end(process: Process) -> None:
-    if process.returncode is None:
-        process.terminate()
-        await process.wait()
-
-
-def _say(text: str) -> None:
-    print(f"\n{text}", flush=True)
+def _line(text: str, seconds: float) -> None:
+    print(f"  {text} ".ljust(COLUMN) + f"{seconds:6.1f} s", flush=True)

@@ -12,6 +12,9 @@ from pydantic import Field, field_validator
 
 from deployments.schemas.base import Request, Result
 
+MAX_FILE_BYTES = 50 * 1024 * 1024
+"""The reference's limit, which answers 413 beyond it."""
+
 Timestamps = Literal["sentence", "word", "none"]
 
 SPELLINGS: dict[str, Timestamps] = {
@@ -26,13 +29,15 @@ SPELLINGS: dict[str, Timestamps] = {
 
 
 class AudioToTextRequest(Request):
-    """Transcribe speech."""
+    """Transcribe speech.
 
-    audio: bytes = Field(repr=False)
+    `metadata` is ignored, whatever it is: gateways put the duration there, which is measured
+    instead.
+    """
+
+    audio: bytes = Field(max_length=MAX_FILE_BYTES, repr=False)
     """The file, as it came."""
     return_timestamps: Timestamps = "sentence"
-    metadata: Any = None
-    """Ignored, whatever it is: gateways put the duration here, which is measured instead."""
 
     @field_validator("return_timestamps", mode="before")
     @classmethod

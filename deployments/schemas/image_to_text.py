@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from deployments.schemas.base import Request, Result
+from deployments.schemas.images import InputFile
 
 MAX_PROMPT_CHARS = 10_000
 """Several pages. The model's own limit, in tokens, is checked by the replica that knows it."""
@@ -18,7 +19,7 @@ MAX_PROMPT_CHARS = 10_000
 class ImageToTextRequest(Request):
     """Describe an image, or answer a question about it."""
 
-    image: bytes = Field(repr=False)
+    image: InputFile
     prompt: str = Field(default="", max_length=MAX_PROMPT_CHARS)
 
 

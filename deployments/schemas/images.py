@@ -37,6 +37,10 @@ MAX_LORAS_CHARS = 2_000
 MAX_GUIDANCE = 100.0
 """Guidance multiplies latents; far beyond this float16 overflows to black images."""
 
+MAX_FILE_BYTES = 100_000_000
+"""Of an input image: a photograph of the largest size that is decoded, stored without loss. It is
+in memory several times on its way to the replica."""
+
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 Loras = Annotated[str, Field(max_length=MAX_LORAS_CHARS)]
 Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=SIDE_MULTIPLE)]
@@ -44,7 +48,7 @@ Guidance = Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 Seed = Annotated[int, Field(ge=MIN_SEED, le=MAX_SEED)]
 Count = Annotated[int, Field(ge=1, le=MAX_IMAGES)]
-InputFile = Annotated[bytes, Field(min_length=1, repr=False)]
+InputFile = Annotated[bytes, Field(min_length=1, max_length=MAX_FILE_BYTES, repr=False)]
 """The input file, which the bridge fetched."""
 
 

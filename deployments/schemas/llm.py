@@ -35,15 +35,15 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     role: Literal["system", "user", "assistant"]
-    content: str
+    content: str = Field(max_length=MAX_CONTENT_CHARS)
+    """pydantic looks into a text only if it is bounded: JSON can carry half a surrogate pair, at
+    which tokenizers fail."""
 
 
 class LLMRequest(Request):
     """Continue a chat."""
 
-    messages: Annotated[
-        tuple[Message, ...], Field(min_length=1, max_length=MAX_MESSAGES, repr=False)
-    ]
+    messages: Annotated[tuple[Message, ...], Field(max_length=MAX_MESSAGES, repr=False)]
     model: str = ""
     max_tokens: int = Field(default=256, ge=1)
     temperature: float = Field(default=0.7, ge=0, le=MAX_TEMPERATURE)
@@ -58,7 +58,12 @@ class LLMRequest(Request):
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
-        """Bounds the messages' length before anybody tokenises them."""
+        """Bounds the messages' length before anybody tokenises them.
+
+        That there is one is said here: as a `min_length` it would be said of wrong ones too.
+        """
+        if not self.messages:
+            raise ValueError("messages: there must be at least one")
         chars = sum(len(message.content) for message in self.messages)
         if chars > MAX_CONTENT_CHARS:
             raise ValueError(

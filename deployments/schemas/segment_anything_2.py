@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from deployments.schemas.base import Request, Result
+from deployments.schemas.images import InputFile
 
 MAX_POINTS = 1_000
 """People click tens of points. Every one is a token that attends to the whole image."""
@@ -92,7 +93,7 @@ _PROMPTS = {
 class SegmentAnything2Request(Request):
     """Cut objects out of an image."""
 
-    image: bytes = Field(repr=False)
+    image: InputFile
     point_coords: str = Field(default="", max_length=MAX_PROMPT_CHARS)
     point_labels: str = Field(default="", max_length=MAX_PROMPT_CHARS)
     box: str = Field(default="", max_length=MAX_PROMPT_CHARS)

@@ -77,7 +77,8 @@ def test_without_gpus_models_run_on_the_cpu(tmp_path: Path) -> None:
         {"model_id": "org/a", "warm": True, "ray": {"accelerator_type": "H100"}},
         gpus=False,
     )
-    assert model_deployment(application)["ray_actor_options"] == {"num_gpus": 0}
+    # No CPU is taken either: two cores would hold two replicas, and a third would never start.
+    assert model_deployment(application)["ray_actor_options"] == {"num_gpus": 0, "num_cpus": 0}
 
 
 def test_models_behind_a_url_are_not_deployed(tmp_path: Path) -> None:

@@ -41,3 +41,15 @@ def sound_file(
         container.mux(sound.encode(frame))
         container.mux(sound.encode(None))
     return file.getvalue()
+
+
+def silent_film() -> bytes:
+    """A video without a sound track."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8))
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return file.getvalue()

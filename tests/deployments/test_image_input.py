@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deployments.errors import BadRequest
-from deployments.image_input import decode_image
+from deployments.image_input import FORMATS, decode_image
 
 
 def saved(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -24,7 +24,7 @@ def red(mode: str = "RGB", size: tuple[int, int] = (6, 4)) -> Image.Image:
     return Image.new("RGB", size, (255, 0, 0)).convert(mode)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"])
+@pytest.mark.parametrize("kind", FORMATS)
 def test_every_common_format(kind: str) -> None:
     image = decode_image(saved(red(), kind))
     assert (image.mode, image.size) == ("RGB", (6, 4))
@@ -66,6 +66,12 @@ def bomb(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b""))
 
 
+def icon(png: bytes) -> bytes:
+    """A Windows icon, which says of itself that it is small."""
+    entry = struct.pack("<BBBBHHII", 64, 64, 0, 0, 1, 32, len(png), 22)
+    return struct.pack("<HHH", 0, 1, 1) + entry + png
+
+
 def noise(size: int) -> Image.Image:
     """The same noise every time."""
     random = np.random.default_rng(0)
@@ -83,6 +89,8 @@ def noise(size: int) -> Image.Image:
         (bomb(30_000, 30_000), "too many"),
         (bomb(60_000, 60_000), "too many"),
         (bomb(20_000, 10), "too many"),
+        (icon(bomb(30_000, 30_000)), "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not an image"),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_a_reason(data: bytes, reason: str) -> None:
@@ -93,7 +101,7 @@ def test_what_cannot_be_read_is_refused_with_a_reason(data: bytes, reason: str) 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow tells what it found broken
 @given(st.data())
 def test_a_damaged_file_is_an_image_or_refused(data: st.DataObject) -> None:
-    kind = data.draw(st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"]))
+    kind = data.draw(st.sampled_from(FORMATS))
     whole = bytearray(saved(noise(16), kind))
     for _ in range(data.draw(st.integers(1, 8))):
         place = data.draw(st.integers(0, len(whole) - 1))

@@ -222,7 +222,7 @@ async def test_a_cancelled_request_stops_at_its_next_token(captioner: HeldReplic
 @pytest.mark.parametrize(
     ("image", "reason"),
     [
-        (b"", "not an image"),
+        (b"hello", "not an image"),
         (b"RIFF....WAVE", "not an image"),
         (picture()[:60], "broken"),
         (picture(size=(1001, 10)), "too thin"),

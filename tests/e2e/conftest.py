@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,8 @@ import aiohttp
 import psutil
 import pytest
 
-from tests.e2e.programs import BIN, livepeer_ray
+from tests.e2e.programs import BIN, PATIENCE_S, livepeer_ray
 
-PATIENCE_S = 240.0
 SECRET = "an orchestrator's secret"
 PIPELINE = "text-to-image"
 TINY = "livepeer-ray/tiny-sd"
@@ -35,14 +34,25 @@ class RayCluster:
     pid: int
     """Of the process that everything else of it descends from."""
 
-    def replicas(self, model_id: str) -> set[int]:
+    def replicas(self, model_id: str, pipeline: str = PIPELINE) -> set[int]:
         """The processes of a model's replicas, by the titles that Ray gives them."""
-        title = f"ray::ServeReplica:{PIPELINE}--{model_id.replace('/', '--')}:"
+        title = f"ray::ServeReplica:{pipeline}--{model_id.replace('/', '--')}:"
+        return {pid for pid, name in self._processes() if name.startswith(title)}
+
+    def working_replicas(self) -> set[int]:
+        """The processes of all replicas but those that can never start."""
+        failing = tuple(model_id.replace("/", "--") + ":" for model_id in (BROKEN, MISSING))
         return {
-            process.pid
-            for process in psutil.Process(self.pid).children(recursive=True)
-            if process.name().startswith(title)
+            pid
+            for pid, name in self._processes()
+            if name.startswith("ray::ServeReplica:") and not any(part in name for part in failing)
         }
+
+    def _processes(self) -> Iterator[tuple[int, str]]:
+        for process in psutil.Process(self.pid).children(recursive=True):
+            # Workers that Ray does not need any more end at any moment.
+            with suppress(psutil.NoSuchProcess):
+                yield process.pid, process.name()
 
 
 @contextmanager
@@ -188,7 +198,7 @@ class Orchestrator:
         """Waits until each of these has a slot."""
         advertised: set[str] = set()
         try:
-            async with asyncio.timeout(2 * PATIENCE_S):
+            async with asyncio.timeout(PATIENCE_S):
                 while not pipelines <= (advertised := set((await self.status())["capacity"])):
                     await asyncio.sleep(0.2)
         except TimeoutError:

@@ -4,23 +4,27 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from aiohttp import web
 
+from cluster.ai_models import ModelKey
 from cluster.bridge.address import Address
 from cluster.bridge.inputs import Inputs
-from cluster.bridge.job import Job
+from cluster.bridge.job import Job, Work
 from cluster.bridge.peer import Peer, identify
 from cluster.errors import JobFailed, JobRejected
 from cluster.loopback.certificate import make_certificate
+from deployments.registry import PIPELINES
 
 DATA = bytes(range(256)) * 400
+MAX_BYTES = 1_000_000
 
 
 @asynccontextmanager
 async def store(tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
-    """A store with a file, one that never ends, one that is not there, and a redirect."""
+    """A store with a file, one that never ends, one that says it is large, and a redirect."""
 
     async def file(_: web.Request) -> web.Response:
         return web.Response(body=DATA)
@@ -31,12 +35,20 @@ async def store(tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
         while True:
             await response.write(DATA)
 
+    async def large(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": str(MAX_BYTES + 1)})
+        await response.prepare(request)
+        # Not one byte of it: who waits for any waits for ever.
+        await asyncio.Event().wait()
+        return response
+
     async def elsewhere(_: web.Request) -> web.Response:
         raise web.HTTPFound("/file")
 
     app = web.Application()
     app.router.add_get("/file", file)
     app.router.add_get("/endless", endless)
+    app.router.add_get("/large", large)
     app.router.add_get("/elsewhere", elsewhere)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
@@ -53,18 +65,24 @@ def job(peer: Peer) -> Job:
     return Job(task_id=1, pipeline="upscale", data=b"", peer=peer, received_at=now)
 
 
+def work(url: str) -> Work:
+    pipeline = replace(PIPELINES["upscale"], max_file_bytes=MAX_BYTES)
+    key = ModelKey("upscale", "org/a")
+    return Work(key=key, pipeline=pipeline, parameters={}, input_url=url)
+
+
 ELSEWHERE = Peer(address=Address("orchestrator.example", 8935))
 
 
 async def test_a_file_from_any_store() -> None:
     async with store() as url, Inputs() as inputs:
-        assert await inputs.fetch(job(ELSEWHERE), f"{url}/file") == DATA
+        assert await inputs.fetch(job(ELSEWHERE), work(f"{url}/file")) == DATA
 
 
 async def test_the_orchestrators_own_certificate_is_trusted_for_its_own_files() -> None:
     async with store(make_certificate("127.0.0.1").tls) as url, Inputs() as inputs:
         peer = await identify(Address.parse(url))
-        assert await inputs.fetch(job(peer), f"{url}/file") == DATA
+        assert await inputs.fetch(job(peer), work(f"{url}/file")) == DATA
 
 
 async def test_nobody_elses_self_signed_certificate_is() -> None:
@@ -75,27 +93,28 @@ async def test_nobody_elses_self_signed_certificate_is() -> None:
     ):
         peer = await identify(Address.parse(url))
         with pytest.raises(JobFailed, match="ClientConnectorCertificateError"):
-            await inputs.fetch(job(peer), f"{other}/file")
+            await inputs.fetch(job(peer), work(f"{other}/file"))
 
 
-async def test_a_file_without_an_end_is_cut_off() -> None:
-    async with store() as url, Inputs(max_bytes=1_000_000) as inputs:
-        with pytest.raises(JobRejected, match="larger than 1000000 bytes"):
-            await inputs.fetch(job(ELSEWHERE), f"{url}/endless")
+@pytest.mark.parametrize("path", ["endless", "large"])
+async def test_of_a_file_that_is_too_large_no_more_is_read(path: str) -> None:
+    async with store() as url, Inputs() as inputs:
+        with pytest.raises(JobRejected, match=r"^image: .* larger than the 1000000 bytes"):
+            await inputs.fetch(job(ELSEWHERE), work(f"{url}/{path}"))
 
 
 @pytest.mark.parametrize(("path", "status"), [("nothing", 404), ("elsewhere", 302)])
 async def test_what_is_not_a_file_is_named(path: str, status: int) -> None:
     async with store() as url, Inputs() as inputs:
         with pytest.raises(JobFailed, match=f"answered {status}"):
-            await inputs.fetch(job(ELSEWHERE), f"{url}/{path}")
+            await inputs.fetch(job(ELSEWHERE), work(f"{url}/{path}"))
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/file", "", "file"])
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/file", "", "file", "http://["])
 async def test_other_schemes_are_refused(url: str) -> None:
     async with Inputs() as inputs:
         with pytest.raises(JobRejected, match="want an http or https url"):
-            await inputs.fetch(job(ELSEWHERE), url)
+            await inputs.fetch(job(ELSEWHERE), work(url))
 
 
 async def test_a_store_that_is_down() -> None:
@@ -103,4 +122,4 @@ async def test_a_store_that_is_down() -> None:
         pass
     async with Inputs() as inputs:
         with pytest.raises(JobFailed, match="could not be fetched: ClientConnectorError"):
-            await inputs.fetch(job(ELSEWHERE), f"{url}/file")
+            await inputs.fetch(job(ELSEWHERE), work(f"{url}/file"))
