@@ -11,7 +11,7 @@ import pytest
 NAMESPACES = ("unshare", "--net", "--pid", "--mount", "--uts", "--ipc", "--fork", "--mount-proc")
 NEEDED = ("sshd", "ssh", "ssh-keygen", "rsync", "ip", "unshare", "setpriv", "pgrep")
 PACKAGES = "openssh-server openssh-client rsync iproute2 util-linux procps"
-PASS_S = 500.0
+PASS_S = 600.0
 
 
 ENVIRONMENT = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
