@@ -53,17 +53,18 @@ class Host:
     """Of its PID 1."""
 
     async def run(self, command: str) -> str:
-        """Runs a command over ssh, as Ray does; its output."""
+        """Runs a command over ssh, as Ray does; what it writes to stdout."""
         options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR")
         process = await asyncio.create_subprocess_exec(
             *("ssh", "-i", HOME / ".ssh/id_ed25519"),
             *(part for option in options for part in ("-o", option)),
             f"livepeer@{self.ip}",
-            f"bash --login -i -c '{command}' 2>&1",
+            f"bash --login -i -c '{command}'",
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
-        output, _ = await process.communicate()
-        assert process.returncode == 0, f"{self.name}: {command}: {output.decode()}"
+        output, errors = await process.communicate()
+        assert process.returncode == 0, f"{self.name}: {command}: {errors.decode()}"
         return output.decode()
 
 
