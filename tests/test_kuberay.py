@@ -78,7 +78,9 @@ def test_the_bridge_is_on_the_head_and_may_talk_to_it() -> None:
     environment = {entry["name"]: entry for entry in BRIDGE["env"]}
     accepted = help_of(*BRIDGE["command"])
     assert all(f"[{name}]" in accepted for name in environment if name.startswith("LIVEPEER_RAY_"))
-    assert mounts(BRIDGE)["ray"] == mounts(RAY_HEAD)["ray"] == "/tmp/ray"
+    assert HEAD["template"]["spec"]["shareProcessNamespace"]
+    for name, path in (("ray", "/tmp/ray"), ("shm", "/dev/shm")):
+        assert mounts(BRIDGE)[name] == mounts(RAY_HEAD)[name] == path
     assert CLUSTER["authOptions"] == {"mode": "token", "secretName": "livepeer-ray"}
     token = environment["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]
     assert token == {"name": "livepeer-ray", "key": "auth_token"}
