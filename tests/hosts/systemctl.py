@@ -2,7 +2,7 @@
 """A stand-in for `systemctl --user`, for there is no systemd in a test's hosts.
 
 Runs a unit's ExecStart with its EnvironmentFile, again as its Restart settings say, and ends it
-with SIGTERM within TimeoutStopSec. It knows no other settings and no unit but simple services.
+with SIGTERM. It knows no other settings and no unit but simple services.
 """
 
 import configparser
@@ -46,21 +46,22 @@ def run(service: "configparser.SectionProxy") -> None:
     variables = Path(expanded(service["EnvironmentFile"])).read_text().splitlines()
     pairs = (line.split("=", 1) for line in variables if "=" in line and line[0] != "#")
     main_process: subprocess.Popen[bytes] | None = None
+    stopping = False
 
     def end(*_: object) -> None:
+        nonlocal stopping
+        stopping = True
         if main_process:
             main_process.terminate()
-            main_process.wait(float(service["TimeoutStopSec"]))
-        os._exit(0)
 
     signal.signal(signal.SIGTERM, end)
     environment = os.environ | dict(pairs)
-    while True:
-        command = expanded(service["ExecStart"]).split()
-        main_process = subprocess.Popen(command, env=environment)
+    while not stopping:
+        main_process = subprocess.Popen(expanded(service["ExecStart"]).split(), env=environment)
         if main_process.wait() in never_again or service["Restart"] != "on-failure":
-            os._exit(0)
+            break
         time.sleep(float(service["RestartSec"]))
+    os._exit(0)
 
 
 def stop(name: str) -> None:
