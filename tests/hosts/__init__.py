@@ -1,1 +1,0 @@
-"""Several machines on one: hosts in namespaces of their own, each with an sshd."""
