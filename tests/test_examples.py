@@ -1,0 +1,186 @@
+"""`ray-cluster.yaml` and `examples/`, as far as they can be checked without what they are for.
+
+The on-prem cluster is really brought up in `tests/hosts`.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.e2e.programs import BIN
+
+ROOT = Path(__file__).parents[1]
+CLUSTERS = ("ray-cluster.yaml", "examples/on-prem/ray-cluster.yaml")
+UNIT = ROOT / "examples/systemd/livepeer-ray.service"
+SETTINGS = ROOT / "examples/systemd/livepeer-ray.env"
+VENV = "~/livepeer-venv"
+CODE = "~/livepeer-ray"
+
+PINNED = dict(
+    line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
+)
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def prepared(path: str) -> dict[str, Any]:
+    """A cluster file as `ray up` understands it; raises where it does not."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config: dict[str, Any] = prepare_config(yaml.safe_load((ROOT / path).read_text()))
+    validate_config(config)
+    return config
+
+
+def commands(config: dict[str, Any]) -> list[str]:
+    """Everything that is run on some node."""
+    return [
+        command
+        for name in (
+            "initialization_commands",
+            "head_setup_commands",
+            "worker_setup_commands",
+            "head_start_ray_commands",
+            "worker_start_ray_commands",
+        )
+        for command in config[name]
+    ]
+
+
+@cache
+def help_of(*command: str) -> str:
+    run = [str(BIN / command[0]), *command[1:], "--help"]
+    return subprocess.run(run, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("path", CLUSTERS)
+def test_ray_up_understands_the_file(path: str) -> None:
+    config = prepared(path)
+    types = config["available_node_types"]
+    workers = [name for name in types if name != config["head_node_type"]] or list(types)
+    assert all(0 < types[name]["min_workers"] <= types[name]["max_workers"] for name in workers)
+    assert sum(types[name]["max_workers"] for name in workers) == config["max_workers"]
+
+
+@pytest.mark.parametrize("path", CLUSTERS)
+def test_every_command_is_a_command(path: str) -> None:
+    accepted = help_of("ray", "start")
+    for command in commands(prepared(path)):
+        # As Ray wraps it, `bash --login -c -i '...'`.
+        subprocess.run(["/bin/bash", "-n", "-c", f"true && ({command})"], check=True)
+        if "ray start" in command:
+            _, _, arguments = command.partition("ray start")
+            flags = [word.partition("=")[0] for word in shlex.split(arguments)]
+            assert all(flag in accepted for flag in flags), command
+
+
+@pytest.mark.parametrize("path", CLUSTERS)
+def test_the_files_that_are_sent_are_here_and_make_the_project(path: str) -> None:
+    mounts: dict[str, str] = prepared(path)["file_mounts"]
+    ours = {remote: ROOT / local for remote, local in mounts.items() if local[0] != "~"}
+    assert all(local.exists() for local in ours.values())
+    sent = {remote.removeprefix(f"{CODE}/") for remote in ours if remote.startswith(CODE)}
+    packages = {
+        package.parent.name for package in ROOT.glob("*/__init__.py") if _installed(package.parent)
+    }
+    named = {PROJECT["readme"], *PROJECT["license-files"]}
+    assert sent == {"pyproject.toml", "constraints.txt"} | named | packages
+
+
+def _installed(package: Path) -> bool:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    patterns = setuptools["packages"]["find"]["include"]
+    return any(package.match(pattern) for pattern in patterns)
+
+
+@pytest.mark.parametrize("path", CLUSTERS)
+def test_nodes_trust_each_other_by_a_token(path: str) -> None:
+    config = prepared(path)
+    assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    for kind in ("head", "worker"):
+        assert any("RAY_AUTH_MODE=token" in line for line in config[f"{kind}_setup_commands"])
+
+
+@pytest.mark.parametrize("path", CLUSTERS)
+def test_secrets_are_in_files_that_are_not_in_the_repository(path: str) -> None:
+    mounts: dict[str, str] = prepared(path)["file_mounts"]
+    assert mounts[_setting("EnvironmentFile").replace("%h", "~")].startswith("~")
+    secrets = re.findall(r"SECRET=(.*)", SETTINGS.read_text())
+    assert secrets == [""]
+
+
+@pytest.mark.parametrize("path", CLUSTERS)
+def test_versions_are_pinned(path: str) -> None:
+    installing = [command for command in commands(prepared(path)) if "pip install" in command]
+    assert installing
+    for command in installing:
+        _, _, arguments = command.partition("pip install")
+        constraint, file, *what = shlex.split(arguments.partition("&&")[0])
+        assert (constraint, file) == ("--constraint", f"{CODE}/constraints.txt")
+        assert what == ["--editable", CODE] or all("==" in requirement for requirement in what)
+
+
+@pytest.mark.parametrize("path", CLUSTERS)
+def test_the_worker_is_a_unit_that_is_sent_along(path: str) -> None:
+    config = prepared(path)
+    assert config["file_mounts"]["~/.config/systemd/user/livepeer-ray.service"] == str(
+        UNIT.relative_to(ROOT)
+    )
+    start = config["head_start_ray_commands"]
+    stop_worker, stop_ray, start_ray, start_worker = start
+    assert stop_worker.endswith("systemctl --user stop livepeer-ray")
+    assert stop_ray == "ray stop"
+    assert "ray start --head" in start_ray
+    assert start_worker == "systemctl --user start livepeer-ray"
+    assert any(f"-m venv {VENV} " in line for line in config["head_setup_commands"])
+    assert _setting("ExecStart") == f"{VENV.replace('~', '%h')}/bin/livepeer-ray start"
+
+
+def test_the_on_prem_cluster_runs_the_autoscaler_that_works() -> None:
+    (start_ray,) = (
+        command
+        for command in prepared("examples/on-prem/ray-cluster.yaml")["head_start_ray_commands"]
+        if "ray start" in command
+    )
+    assert "RAY_enable_autoscaler_v2=0" in start_ray
+
+
+def _setting(name: str) -> str:
+    (value,) = re.findall(rf"^{name}=(.*)$", UNIT.read_text(), re.M)
+    return str(value)
+
+
+def test_the_unit_is_one(tmp_path: Path) -> None:
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("systemd-analyze is not on this machine")
+    # It wants the command to be there, too.
+    (tmp_path / "livepeer-venv").mkdir()
+    (tmp_path / "livepeer-venv/bin").symlink_to(BIN)
+    environment = {**os.environ, "HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)}
+    command = ["systemd-analyze", "--user", "verify", str(UNIT)]
+    verified = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    assert (verified.returncode, verified.stderr) == (0, "")
+
+
+def test_the_unit_waits_for_the_workers_end() -> None:
+    from cluster.bridge.bridge import LAST_ANSWERS_S
+    from cluster.commands.start import DEPLOYER_END_S
+    from cluster.settings import EXIT_CONFIG, EXIT_INVALID_SECRET, GRACE_S
+
+    assert float(_setting("TimeoutStopSec")) > GRACE_S + LAST_ANSWERS_S + 10 + DEPLOYER_END_S
+    fatal = set(map(int, _setting("RestartPreventExitStatus").split()))
+    assert fatal == {EXIT_CONFIG, EXIT_INVALID_SECRET}
+
+
+def test_the_units_settings_exist() -> None:
+    accepted = help_of("livepeer-ray", "start")
+    for name in re.findall(r"^(\w+)=", SETTINGS.read_text(), re.M):
+        assert f"[{name}]" in accepted
