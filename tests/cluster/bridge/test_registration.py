@@ -6,11 +6,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
-import grpc
 import pytest
 
 from cluster.bridge.address import Address
-from cluster.bridge.job import Job
 from cluster.bridge.peer import identify
 from cluster.bridge.registration import BACKOFF_MAX_S, backoff_s
 from cluster.bridge.stream import open_stream
@@ -24,7 +22,6 @@ from cluster.loopback import LoopbackOrchestrator
 from cluster.loopback.certificate import make_certificate
 from cluster.loopback.grpc_framing import UNAVAILABLE, Status
 from cluster.protocol import lp_rpc_pb2 as pb
-from cluster.protocol.lp_rpc_pb2_grpc import AIWorkerServicer, add_AIWorkerServicer_to_server
 from tests.cluster.bridge.conftest import (
     SECRET,
     Ask,
@@ -101,45 +98,6 @@ async def test_plaintext_is_spoken_only_when_asked_for(
     where = Address("127.0.0.1", orchestrator.port, tls=False)
     with pytest.raises(OrchestratorUnreachable, match="UNAVAILABLE"):
         await register(where)
-
-
-class GoodBye(AIWorkerServicer):
-    """gRPC's own server in the place of an orchestrator: sends jobs, and notes who has left."""
-
-    def __init__(self) -> None:
-        self.left: list[str] = []
-
-    async def RegisterAIWorker(  # noqa: N802 - the name in the protocol
-        self, request: pb.RegisterAIWorkerRequest, _: object
-    ) -> AsyncIterator[pb.NotifyAIJob]:
-        for task_id in range(3):
-            yield pb.NotifyAIJob(taskId=task_id, AIJobData=pb.AIJobData(pipeline="llm"))
-        try:
-            await asyncio.Event().wait()
-        finally:
-            self.left.append(request.secret)
-
-
-async def test_one_of_another_make_in_plaintext() -> None:
-    server, orchestrator = grpc.aio.server(), GoodBye()
-    add_AIWorkerServicer_to_server(orchestrator, server)
-    where = Address("127.0.0.1", server.add_insecure_port("127.0.0.1:0"), tls=False)
-    await server.start()
-    jobs: list[Job] = []
-    peer = None
-    for name in ("first", "second"):
-        stream = await open_stream(
-            pb.RegisterAIWorkerRequest(secret=name),
-            address=where,
-            pin=None,
-            last_peer=peer,
-            on_job=jobs.append,
-        )
-        peer = stream.peer
-        await stream.leave()
-    assert [job.task_id for job in jobs] == [0, 1, 2] * 2
-    await server.stop(None)
-    assert orchestrator.left == ["first", "second"]
 
 
 async def test_one_that_does_not_like_the_secret(orchestrator: LoopbackOrchestrator) -> None:
