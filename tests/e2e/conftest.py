@@ -75,6 +75,14 @@ def ray_cluster(*, gpus: int = 0) -> Iterator[RayCluster]:
         process.communicate(timeout=60)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _state_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Journals beside the tests' other files, and not in the home directory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIVEPEER_RAY_STATE_DIR", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def ray() -> Iterator[RayCluster]:
     """The cluster that all tests share."""

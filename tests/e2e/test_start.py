@@ -1,5 +1,7 @@
 """`livepeer-ray start`: deploys, supervises, and leaves nothing behind."""
 
+import asyncio
+import json
 import os
 import signal
 from contextlib import AsyncExitStack
@@ -50,9 +52,14 @@ async def test_the_bridge_is_restarted_and_the_models_are_left_alone(
         command_lines = [psutil.Process(start.pid).cmdline(), bridge.cmdline()]
         assert SECRET not in repr(command_lines)
 
+        asked = asyncio.create_task(gateway.text_to_image(num_inference_steps=200, width=512))
+        await orchestrator.has_a_job_out()
         os.kill(bridge.pid, signal.SIGKILL)
         await start.says("the bridge ended with status -9; starting it again")
         await orchestrator.advertises({})
+        status, document = await asked
+        assert status == 503
+        assert "insufficient capacity: this worker was restarted" in json.dumps(document)
         await orchestrator.advertises({TINY: 2, SECOND: 1})
         assert (await gateway.text_to_image())[0] == 200
 
