@@ -9,8 +9,10 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/livepeer-ray demo
 
+# The whole-path tests share one Ray cluster and keep two cores busy by themselves.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/e2e
+	$(BIN)/python -m pytest tests/e2e
 
 # What Ray installs for single models: it needs a package index, a minute and 2 GB of disk.
 test-installs: $(INSTALLED)

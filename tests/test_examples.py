@@ -1,7 +1,4 @@
-"""`ray-cluster.yaml` and `examples/`, as far as they can be checked without what they are for.
-
-The on-prem cluster is really brought up in `tests/hosts`.
-"""
+"""`ray-cluster.yaml` and `examples/`, as far as they can be checked without what they are for."""
 
 import os
 import re

@@ -164,7 +164,11 @@ async def _worker(url: str, models: Path, secret: str, logs: Logs) -> AsyncItera
         *("--ai-models-dir", str(models)),
         "--log-json",
         log=logs.worker,
-        environment={"LIVEPEER_RAY_ORCH_SECRET": secret},
+        environment={
+            "LIVEPEER_RAY_ORCH_SECRET": secret,
+            # Nothing that the demo leaves unanswered is worth keeping.
+            "LIVEPEER_RAY_STATE_DIR": str(models / "state"),
+        },
     )
     try:
         yield process
