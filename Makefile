@@ -4,6 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# What is imported is compiled once and kept. Without, every replica compiles torch and diffusers
+# anew: 30 s of CPU instead of 10.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-installs lint bench clean
 
 demo: $(INSTALLED)
