@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import ray
 from ray import serve
 
-from deployments.app import HEALTH_CHECK_PERIOD_S
+from deployments.app import HEALTH_CHECK_PERIOD_S, ROUTER
 from deployments.model_args import DEPLOYMENT, ModelArgs
 
 
@@ -44,5 +44,6 @@ def build(args: ModelArgs) -> serve.Application:  # noqa: ARG001 (as deployments
         name=DEPLOYMENT,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         graceful_shutdown_wait_loop_s=0.1,
+        request_router_config=ROUTER,
     )
     return deployment(FakeModel).bind()

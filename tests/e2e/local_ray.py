@@ -7,9 +7,11 @@ So are its GPUs and its machines: each argument makes one with so many GPUs, the
 import os
 import sys
 
+from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
 from ray.cluster_utils import Cluster
 
 if __name__ == "__main__":
+    ensure_token_if_auth_enabled()  # which `ray.init` does, and Cluster does not
     machines = [
         {
             "num_cpus": 32,
