@@ -69,9 +69,14 @@ class Journal:
         self._rewrite()
 
     @property
-    def has_left_over(self) -> bool:
-        """Whether there are such jobs."""
-        return bool(self._open)
+    def unanswered(self) -> int:
+        """How many jobs stand in it."""
+        return len(self._open)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the file."""
+        return os.fstat(self._file).st_size
 
     def left_over(self) -> list[Job]:
         """The jobs of an earlier bridge that may still be answered; to be called in the loop."""
