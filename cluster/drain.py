@@ -25,16 +25,17 @@ from ray._private.authentication.authentication_token_setup import (
     maybe_enable_token_auth_if_token_available,
 )
 from ray._private.services import canonicalize_bootstrap_address
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
 from ray.core.generated import autoscaler_pb2, gcs_pb2
 from ray.exceptions import RayError
 
 from cluster.errors import ClusterUnreachable, ConfigError
-from cluster.serve_client import check_that_somebody_listens
+from cluster.serve_client import check_that_somebody_listens, no_cluster
 
 RPC_TIMEOUT_S = 10.0
 
-PREEMPTION = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
+# What protobuf makes at import has no types.
+PREEMPTION = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION  # type: ignore[attr-defined]
 """The other reason that Ray has, idleness, is turned down by a node that works."""
 
 
@@ -91,15 +92,13 @@ class Gcs:
         Raises:
             ClusterUnreachable: there is none, or it does not let us in.
         """
-        known = canonicalize_bootstrap_address(address) if address == "auto" else address
-        if known is None:
-            raise ClusterUnreachable("no Ray runs on this machine; say --ray-address HOST:PORT")
-        check_that_somebody_listens(known)
-        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         try:
+            known = canonicalize_bootstrap_address(address) if address == "auto" else address
+            check_that_somebody_listens(known or "")
+            maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
             self._client: Any = GcsClient(address=known)
-        except RayError as error:
-            raise ClusterUnreachable(f"the Ray cluster at {known} refuses: {error}") from error
+        except (ConnectionError, RayError) as error:
+            raise no_cluster(address, error) from error
 
     def nodes(self) -> list[Node]:
         """Those that are alive.
@@ -113,6 +112,7 @@ class Gcs:
             raise ClusterUnreachable(
                 f"the Ray cluster does not answer ({type(error).__name__}); it may be restarting"
             ) from error
+        alive = gcs_pb2.GcsNodeInfo.ALIVE  # type: ignore[attr-defined]
         return [
             Node(
                 id=node_id.hex(),
@@ -121,7 +121,7 @@ class Gcs:
                 head=node.is_head_node,
             )
             for node_id, node in table.items()
-            if node.state == gcs_pb2.GcsNodeInfo.ALIVE
+            if node.state == alive
         ]
 
     def drain(self, node: Node) -> None:
