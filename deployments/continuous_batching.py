@@ -236,6 +236,17 @@ class Engine:
                 self._manager.cancel_request(request_id)
                 self._cancelled_at.append(time.monotonic())
 
+    def give_up(self, fault: str) -> None:
+        """Fails what runs and takes no more: an engine that hangs would keep all waiting.
+
+        Args:
+            fault: why; what was known before stays.
+        """
+        with self._lock:
+            self._fault = self._fault or " ".join(fault.split())[:300]
+            for mailbox in self._mailboxes.values():
+                mailbox.put(ReplicaBroken(self._fault))
+
     def close(self) -> None:
         """Ends the engine's threads; what still runs fails."""
         self._closing.set()
@@ -256,10 +267,7 @@ class Engine:
         fault = f"the engine has ended: {type(cause).__name__}: {cause}" if cause else "closed"
         if cause:
             logger.error("%s", fault)
-        with self._lock:
-            self._fault = " ".join(fault.split())[:300]
-            for mailbox in self._mailboxes.values():
-                mailbox.put(ReplicaBroken(self._fault))
+        self.give_up(fault)
 
     def _deliver(self, output: Any) -> None:
         latest: Progress | ReplicaError

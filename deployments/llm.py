@@ -222,13 +222,13 @@ class LLMReplica(Replica[LLMRequest, Progress, LLMResult]):
     async def check_health(self) -> None:
         """Raises when this replica can serve no more; Serve then replaces it."""
         await super().check_health()
+        if (late_s := self._engine.late_s) > STUCK_S:
+            # The others would wait for it until their time is over, and Serve for them.
+            self._engine.give_up(
+                f"the engine is stuck, it should have dropped a request {late_s:.0f} s ago"
+            )
         if self._engine.fault is not None:
             raise LivepeerRayError(f"{self.args.model_id}: {self._engine.fault}")
-        if (late_s := self._engine.late_s) > STUCK_S:
-            raise LivepeerRayError(
-                f"{self.args.model_id}: the engine is stuck, it should have dropped a request "
-                f"{late_s:.0f} s ago"
-            )
 
     def close(self) -> None:
         """Ends the engine and the threads."""

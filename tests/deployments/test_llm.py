@@ -242,20 +242,26 @@ async def test_an_answer_past_its_deadline_is_stopped(replica: LLMReplica) -> No
     await idle(replica)
 
 
-async def test_an_engine_that_hangs_makes_the_replica_unhealthy(
-    replica: LLMReplica, monkeypatch: pytest.MonkeyPatch
+async def test_an_engine_that_hangs_is_given_up(
+    tiny_models_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    replica = LLMReplica(args=args(tiny_models_dir))
     with hanging(replica) as began:
-        running = asyncio.create_task(replica.run(chat(max_tokens=500)))
+        running, waiting = (asyncio.create_task(replica.run(chat())) for _ in range(2))
         await asyncio.to_thread(began.wait, PATIENCE_S)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         await replica.check_health()
+        assert not waiting.done()
         monkeypatch.setattr("deployments.llm.STUCK_S", 0.0)
         with pytest.raises(LivepeerRayError, match="the engine is stuck, it should have dropped"):
             await replica.check_health()
-    await idle(replica)
-    await replica.check_health()
+        # It can be run again on another replica, at once.
+        with pytest.raises(ReplicaBroken, match="the engine is stuck"):
+            await waiting
+    with pytest.raises(LivepeerRayError, match="the engine is stuck"):
+        await replica.check_health()
+    replica.close()
 
 
 async def test_cancelling_at_every_moment_harms_nobody(replica: LLMReplica) -> None:
