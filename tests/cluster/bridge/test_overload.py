@@ -125,7 +125,7 @@ async def two_slots_and_a_peer(
 
 @pytest.mark.parametrize(
     ("jobs", "message_bytes"),
-    [(JOBS, MESSAGE_BYTES), (50, 8 * 1024 * 1024), (12, 60 * 1024 * 1024)],
+    [(JOBS, MESSAGE_BYTES), (30, 8 * 1024 * 1024), (12, 60 * 1024 * 1024)],
 )
 async def test_more_jobs_than_slots_are_answered_in_bounded_memory(
     caplog: pytest.LogCaptureFixture, jobs: int, message_bytes: int
