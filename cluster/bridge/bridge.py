@@ -9,16 +9,21 @@ Order of the end, and why:
    capacity`: the gateway tries another orchestrator and does not suspend ours. A stream that
    has begun is ended where it is.
 4. Only then the HTTP connections close: nothing is left to say.
+
+A machine that is drained (cluster/drain.py) is a change of capacity and no end: what it had is
+taken out of the registration first, and its jobs go on.
 """
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from cluster.ai_models import ModelKey
 from cluster.backends import Backend
+from cluster.bridge.address import Address
 from cluster.bridge.admission import WAIT_S, Admission
 from cluster.bridge.deadlines import Deadlines
 from cluster.bridge.event_stream import Stream
@@ -38,6 +43,11 @@ from cluster.errors import (
 from deployments.schemas.base import Completed, Result
 
 logger = logging.getLogger(__name__)
+
+MAX_UNANSWERED = 20_000
+"""Jobs of one orchestrator that have no answer yet, 4 KB each. Slots and queues hold fewer, so
+that all the others are refusals on their way to one who sends jobs and takes no answers: nothing
+more is read from it until it does, and TCP holds back what it sends."""
 
 LAST_ANSWERS_S = 15.0
 """For delivering the answers of step 3 of the end."""
@@ -62,6 +72,12 @@ class JobRecord:
     model_id: str = ""
     outcome: str = "ok"
     """`ok`, or the error's text for the orchestrator."""
+    kind: str = "ok"
+    """`ok`, `cut_short` for a stream, or the error's."""
+    attempts: int = 0
+    """How often it was started on a replica."""
+    waited_s: float | None = None
+    """For a slot; None where it got none."""
     replica: str = ""
     compute_s: float = 0.0
     """In the replica."""
@@ -85,6 +101,26 @@ def log_record(record: JobRecord) -> None:
         "" if record.delivered else ", NOT DELIVERED",
         extra={"job": asdict(record)},
     )
+
+
+class _Backlog:
+    """The unanswered jobs of one orchestrator."""
+
+    def __init__(self) -> None:
+        self._jobs = 0
+        self.room = asyncio.Event()
+        """Set while there may be more."""
+        self.room.set()
+
+    def grow(self) -> None:
+        self._jobs += 1
+        if self._jobs >= MAX_UNANSWERED:
+            self.room.clear()
+
+    def shrink(self, _: object) -> None:
+        self._jobs -= 1
+        if self._jobs < MAX_UNANSWERED:
+            self.room.set()
 
 
 class Bridge:
@@ -124,6 +160,7 @@ class Bridge:
         self._retries = Retries()
         self._journal = journal
         self._jobs: set[asyncio.Task[None]] = set()
+        self._backlogs: defaultdict[Address, _Backlog] = defaultdict(_Backlog)
         self._running: set[asyncio.Task[Completed[Result] | Stream]] = set()
         self._streams: set[Stream] = set()
 
@@ -136,13 +173,19 @@ class Bridge:
         """Jobs that hold a slot, by model."""
         return self._admission.in_flight
 
-    def accept(self, job: Job) -> None:
-        """Takes a job off the registration; returns at once."""
+    async def accept(self, job: Job) -> None:
+        """Takes a job off the registration; returns when the next one may come."""
         if self._journal:
             self._journal.taken(job)
+        backlog = self._backlogs[job.peer.address]
+        backlog.grow()
         task = asyncio.create_task(self._handle(job), name=str(job))
         self._jobs.add(task)
         task.add_done_callback(self._jobs.discard)
+        task.add_done_callback(backlog.shrink)
+        # From here on only the task has the job, which may have many megabytes.
+        del job
+        await backlog.room.wait()
 
     def slots(self, key: ModelKey) -> int:
         """How many jobs a model takes at once."""
@@ -224,13 +267,13 @@ class Bridge:
         try:
             answer = await self._answer(job, record)
         except JobError as error:
-            record.outcome = error.network_text(job.pipeline)
+            record.outcome, record.kind = error.network_text(job.pipeline), error.kind
             answer = failure(error, job.pipeline)
         except Exception as error:
             # Whatever it is, an unanswered job would cost the whole worker.
             logger.exception("%s", job)
             failed = JobFailed(f"{type(error).__name__} in the bridge")
-            record.outcome = failed.network_text(job.pipeline)
+            record.outcome, record.kind = failed.network_text(job.pipeline), failed.kind
             answer = failure(failed, job.pipeline)
         # What it asked for may have many megabytes, and thousands may wait for their refusal.
         job = replace(job, data=b"")
@@ -245,19 +288,23 @@ class Bridge:
         """Returns the answer; None for a stream, which was sent while it held its slot."""
         work = read_work(job, self._backends)
         record.model_id = work.key.model_id
+        clock = asyncio.get_running_loop().time
+        began = clock()
         async with self._admission.slot(work.key, source=job.peer.address):
-            completed = await self._in_time(self._run(work, job), job)
+            record.waited_s = clock() - began
+            completed = await self._in_time(self._run(work, job, record), job)
             if isinstance(completed, Stream):
                 await self._relay(completed, job, record)
                 return None
         record.replica, record.compute_s = completed.replica, completed.compute_s
         return success(completed.result)
 
-    async def _run(self, work: Work, job: Job) -> Completed[Result] | Stream:
+    async def _run(self, work: Work, job: Job, record: JobRecord) -> Completed[Result] | Stream:
         file = await self._inputs.fetch(job, work) if work.input_url else None
         request, backend = work.request(file), self._backends[work.key]
 
         async def attempt() -> Completed[Result] | Stream:
+            record.attempts += 1
             left_s = self._deadline(job) - asyncio.get_running_loop().time()
             if request.wants_stream:
                 chunks = backend.stream(work.key, request, timeout_s=left_s)
@@ -286,7 +333,7 @@ class Bridge:
             await stream.aclose()
         record.replica, record.compute_s = stream.last.replica, stream.last.compute_s
         if stream.failed:
-            record.outcome = "the stream was cut short"
+            record.outcome, record.kind = "the stream was cut short", "cut_short"
 
     async def _in_time(
         self, work: Coroutine[Any, Any, Completed[Result] | Stream], job: Job
