@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from deployments.hardware import GPU
 from deployments.registry import Pipeline
 
 TITLE = "livepeer-ray"
@@ -31,6 +32,20 @@ class HTTPError(BaseModel):
     """An error."""
 
     detail: APIError = Field(description="What went wrong.")
+
+
+class ValidationError(BaseModel):
+    """A parameter that cannot be read."""
+
+    loc: list[int | str] = Field(description="Where it is.")
+    msg: str = Field(description="What is wrong with it.")
+    type: str = Field(description="The same in one word.")
+
+
+class HTTPValidationError(BaseModel):
+    """Parameters that cannot be read."""
+
+    detail: list[ValidationError] = Field(default=[], description="All of them.")
 
 
 class HealthCheck(BaseModel):
@@ -87,6 +102,30 @@ class HardwareStats(BaseModel):
     gpu_stats: dict[int, GPUUtilizationInfo]
 
 
+def compute_info(gpu: GPU) -> GPUComputeInfo:
+    """Returns what is always so of a GPU, and its memory."""
+    return GPUComputeInfo(
+        id=gpu.id,
+        name=gpu.name,
+        memory_total=gpu.memory_total_bytes,
+        memory_free=gpu.memory_free_bytes,
+        major=gpu.major,
+        minor=gpu.minor,
+    )
+
+
+def utilization_info(gpu: GPU) -> GPUUtilizationInfo:
+    """Returns what a GPU is at."""
+    return GPUUtilizationInfo(
+        id=gpu.id,
+        name=gpu.name,
+        memory_total=gpu.memory_total_bytes,
+        memory_free=gpu.memory_free_bytes,
+        utilization_compute=gpu.compute_percent,
+        utilization_memory=gpu.memory_percent,
+    )
+
+
 def title_of(pipeline: Pipeline) -> str:
     """Returns `Text To Image`."""
     return ALSO_NAMED.get(pipeline.name) or pipeline.name.replace("-", " ").title()
@@ -98,6 +137,7 @@ def operation_of(pipeline: Pipeline) -> dict[str, Any]:
     wrong: dict[int | str, dict[str, Any]] = {
         status: {"model": HTTPError} for status in (400, 401, 404, 413, 500, 503)
     }
+    wrong[422] = {"model": HTTPValidationError}
     if pipeline.name == "audio-to-text":
         wrong[415] = {"model": HTTPError}
     return {
