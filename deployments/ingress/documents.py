@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from deployments.hardware import GPU
 from deployments.registry import Pipeline
+from deployments.schemas.base import Request
 
 TITLE = "livepeer-ray"
 
@@ -134,19 +135,22 @@ def title_of(pipeline: Pipeline) -> str:
 def operation_of(pipeline: Pipeline) -> dict[str, Any]:
     """Returns how its route is documented."""
     (summary, *_) = (pipeline.request.__doc__ or "").splitlines()
-    wrong: dict[int | str, dict[str, Any]] = {
+    responses: dict[int | str, dict[str, Any]] = {
         status: {"model": HTTPError} for status in (400, 401, 404, 413, 500, 503)
     }
-    wrong[422] = {"model": HTTPValidationError}
+    responses[422] = {"model": HTTPValidationError}
     if pipeline.name == "audio-to-text":
-        wrong[415] = {"model": HTTPError}
+        responses[415] = {"model": HTTPError}
+    if pipeline.request.wants_stream is not Request.wants_stream:
+        events = {"schema": {"type": "string"}}
+        responses[200] = {"content": {"text/event-stream": events}}
     return {
         "operation_id": f"gen{title_of(pipeline).replace(' ', '')}",
         "summary": title_of(pipeline),
         "description": summary,
         "tags": ["generate"],
         "response_model": pipeline.response,
-        "responses": wrong,
+        "responses": responses,
     }
 
 

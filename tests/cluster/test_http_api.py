@@ -1,6 +1,7 @@
 """The HTTP API's flags, and what the Serve config says of it."""
 
 import argparse
+import socket
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -11,7 +12,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from cluster.ai_models import load_ai_models
 from cluster.errors import ConfigError
-from cluster.http_api import HTTPSettings, add_http_flags, http_settings
+from cluster.http_api import HTTPSettings, add_http_flags, http_settings, is_taken
 from cluster.placement import UNBOUNDED, place
 from cluster.serve_config import serve_config
 from deployments.ingress.config import APP, IngressConfig, Token
@@ -62,6 +63,15 @@ def test_on_this_machine_it_needs_none(host: str) -> None:
 def test_an_address_is_an_address(flags: Sequence[str]) -> None:
     with pytest.raises(ConfigError, match="--http"):
         settings(*flags)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_port_that_somebody_listens_on_is_seen(host: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family, reuse_port=True) as server:
+        port = server.getsockname()[1]
+        assert is_taken(host, port)
+    assert not is_taken(host, port)
 
 
 def test_a_token_can_be_for_some_models(tmp_path: Path) -> None:
