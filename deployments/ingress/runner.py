@@ -70,6 +70,8 @@ class HandleRunner:
     def __init__(self) -> None:
         """Makes no connection yet."""
         self._handles: dict[str, DeploymentHandle[Completed[Result]]] = {}
+        self._gpus: dict[str, Sequence[GPU]] = {}
+        self._asking: dict[str, asyncio.Task[None]] = {}
 
     async def run(self, model: ServedModel, request: Request) -> Result:
         """Runs one request; see `Runner.run`."""
@@ -112,16 +114,28 @@ class HandleRunner:
             raise self._failed(error, model) from error
 
     async def gpus(self, model: ServedModel) -> Sequence[GPU]:
-        """Asks all replicas, past what they are at; see `Runner.gpus`."""
+        """Asks all replicas; see `Runner.gpus`.
+
+        A busy one answers when it has a slot, so what was told last is told again meanwhile, and
+        no model is asked twice at a time.
+        """
+        if model.app not in self._asking:
+            self._asking[model.app] = asyncio.create_task(self._ask_gpus(model))
+        await asyncio.wait({self._asking[model.app]}, timeout=FACTS_TIMEOUT_S)
+        return self._gpus.get(model.app, ())
+
+    async def _ask_gpus(self, model: ServedModel) -> None:
         try:
             handle = await self._handle(model)
             answers = await handle.broadcast("gpus").results_async(
-                timeout_s=FACTS_TIMEOUT_S, return_exceptions=True
+                timeout_s=DEADLINE_S, return_exceptions=True
             )
+            told = [answer for answer in answers if isinstance(answer, list)]
+            self._gpus[model.app] = [gpu for gpus in told for gpu in gpus]
         except (RayError, RayServeException, TimeoutError) as error:
             logger.info("%s does not tell its GPUs: %s", model.key, type(error).__name__)
-            return ()
-        return [gpu for answer in answers if isinstance(answer, list) for gpu in answer]
+        finally:
+            del self._asking[model.app]
 
     async def _handle(self, model: ServedModel) -> DeploymentHandle[Completed[Result]]:
         if model.app not in self._handles:

@@ -15,7 +15,7 @@ from deployments.ingress.errors import Overloaded
 from deployments.ingress.runner import HandleRunner, ReplicaGone, as_refusal
 from deployments.schemas.base import Completed
 from deployments.schemas.image_to_text import ImageToTextRequest, ImageToTextResult
-from tests.deployments.ingress.standin import served
+from tests.deployments.ingress.standin import gpu, served
 
 MODEL = served("image-to-text", "org/a")
 REQUEST = ImageToTextRequest(image=b"x")
@@ -63,6 +63,8 @@ class Handle:
         self.answers = list(answers)
         self.run = self
         self.cancelled = 0
+        self.asked = 0
+        self.free = asyncio.Event()
 
     def remote(self, request: ImageToTextRequest, *, timeout_s: float) -> "Handle":
         assert request is REQUEST
@@ -79,6 +81,17 @@ class Handle:
         if answer is None:
             yield from asyncio.get_running_loop().create_future()
         raise answer or AssertionError
+
+    def broadcast(self, method: str) -> "Handle":
+        assert method == "gpus"
+        self.asked += 1
+        return self
+
+    async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
+        assert timeout_s > 0
+        assert return_exceptions
+        await self.free.wait()
+        return [[gpu("GPU-1")], ActorDiedError(), [gpu("GPU-2")]]
 
     def runner(self, monkeypatch: pytest.MonkeyPatch) -> HandleRunner:
         """A runner with this handle for every model."""
@@ -109,3 +122,19 @@ async def test_who_leaves_cancels_the_replica_s_work(monkeypatch: pytest.MonkeyP
     running.cancel()
     await asyncio.wait({running})
     assert handle.cancelled == 1
+
+
+async def test_a_busy_replica_is_asked_once_for_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.ingress.runner.FACTS_TIMEOUT_S", 0.01)
+    handle = Handle()
+    runner = handle.runner(monkeypatch)
+    assert [await runner.gpus(MODEL) for _ in range(2)] == [(), ()]
+    assert handle.asked == 1
+    handle.free.set()
+    await asyncio.gather(*runner._asking.values())
+    handle.free.clear()
+    # While it is busy again, what it told last holds.
+    assert await runner.gpus(MODEL) == [gpu("GPU-1"), gpu("GPU-2")]
+    assert handle.asked == 2
+    handle.free.set()
+    await asyncio.gather(*runner._asking.values())
