@@ -12,15 +12,19 @@ running jobs are finished by Serve, whose replicas shut down gracefully (`deploy
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cluster import serve_client
 from cluster.ai_models import AIModel
+from cluster.errors import ConfigError
+from cluster.http_api import HTTPSettings
 from cluster.placement import UNBOUNDED, Lacking, Placement, place
 from cluster.serve_config import app_name, on_ray, serve_config
 from cluster.settings import Device
 from cluster.supply import autoscaler_most, known_most, supply
+from deployments.ingress.config import Token
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +42,7 @@ class Reconciler:
         models_dir: Path,
         device: Device,
         autoscaler_gpus: str | None = None,
+        http: HTTPSettings | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Deploys nothing yet; see `step`.
@@ -46,6 +51,7 @@ class Reconciler:
             models_dir: Hugging Face cache, at the same path on every node.
             device: where models run.
             autoscaler_gpus: the setting of that name (`cluster.supply`).
+            http: the HTTP API, None for none.
             clock: in seconds.
 
         Raises:
@@ -55,6 +61,7 @@ class Reconciler:
         self._device = device
         autoscaler_most(autoscaler_gpus)
         self._autoscaler_gpus = autoscaler_gpus
+        self._http, self._http_checked = http, False
         self._clock = clock
         self._gpus: bool | None = None
         self._lacking: tuple[Lacking, ...] = ()
@@ -78,12 +85,15 @@ class Reconciler:
         Raises:
             RayError: the cluster does not answer.
         """
+        if not self._http_checked:
+            self._http, self._http_checked = _usable(self._http), True
         placement = self._place(models)
         config = serve_config(
             placement,
             models_dir=self._models_dir,
             gpus=bool(self._gpus),
             autoscaler_gpus=self._autoscaler_gpus,
+            http=self._http,
         )
         wanted = {application["name"] for application in config["applications"]}
         there = serve_client.details()["applications"]
@@ -103,6 +113,11 @@ class Reconciler:
         serve_client.deploy(config)
         self._deployed = config
         return True
+
+    def renew_tokens(self, tokens: tuple[Token, ...]) -> None:
+        """Has the next step deploy other tokens of the HTTP API."""
+        if self._http is not None:
+            self._http = replace(self._http, tokens=tokens)
 
     def _say(self, config: Mapping[str, Any], there: Mapping[str, Any]) -> None:
         ours = (
@@ -157,6 +172,17 @@ class Reconciler:
                 logger.info("every entry has the GPUs that it wants")
             self._lacking = placement.lacking
         return placement
+
+
+def _usable(http: HTTPSettings | None) -> HTTPSettings | None:
+    """None where it cannot be had, which stops nothing else."""
+    if http is not None:
+        try:
+            serve_client.check_http(http)
+        except ConfigError as error:
+            logger.error("no HTTP API: %s", error)  # noqa: TRY400 - a setting is wrong, not us
+            return None
+    return http
 
 
 def _given_up(models: Sequence[AIModel]) -> set[str]:
