@@ -17,6 +17,8 @@ from typing import Any
 
 from cluster import serve_client
 from cluster.ai_models import AIModel
+from cluster.errors import ConfigError
+from cluster.http_api import HTTPSettings
 from cluster.placement import UNBOUNDED, GPUNode, Lacking, Placement, place
 from cluster.serve_config import app_name, on_ray, serve_config
 from cluster.settings import Device
@@ -38,6 +40,7 @@ class Reconciler:
         models_dir: Path,
         device: Device,
         most: Sequence[GPUNode] = (),
+        http: HTTPSettings | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Deploys nothing yet; see `step`.
@@ -46,11 +49,13 @@ class Reconciler:
             models_dir: Hugging Face cache, at the same path on every node.
             device: where models run.
             most: the cluster's GPU machines when its autoscaler has added all it may.
+            http: the HTTP API, None for none.
             clock: in seconds.
         """
         self._models_dir = models_dir
         self._device = device
         self._most = most
+        self._http, self._http_checked = http, False
         self._clock = clock
         self._gpus: bool | None = None
         self._lacking: tuple[Lacking, ...] = ()
@@ -74,8 +79,12 @@ class Reconciler:
         Raises:
             RayError: the cluster does not answer.
         """
+        if not self._http_checked:
+            self._http, self._http_checked = _usable(self._http), True
         placement = self._place(models)
-        config = serve_config(placement, models_dir=self._models_dir, gpus=bool(self._gpus))
+        config = serve_config(
+            placement, models_dir=self._models_dir, gpus=bool(self._gpus), http=self._http
+        )
         wanted = {application["name"] for application in config["applications"]}
         there = serve_client.details()["applications"]
         config["applications"] += self._staying(wanted, there)
@@ -147,6 +156,17 @@ class Reconciler:
                 logger.info("every entry has the GPUs that it wants")
             self._lacking = placement.lacking
         return placement
+
+
+def _usable(http: HTTPSettings | None) -> HTTPSettings | None:
+    """None where it cannot be had, which stops nothing else."""
+    if http is not None:
+        try:
+            serve_client.check_http(http)
+        except ConfigError as error:
+            logger.error("no HTTP API: %s", error)  # noqa: TRY400 - a setting is wrong, not us
+            return None
+    return http
 
 
 def _given_up(models: Sequence[AIModel]) -> set[str]:

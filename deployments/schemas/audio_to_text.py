@@ -29,15 +29,17 @@ SPELLINGS: dict[str, Timestamps] = {
 
 
 class AudioToTextRequest(Request):
-    """Transcribe speech.
-
-    `metadata` is ignored, whatever it is: gateways put the duration there, which is measured
-    instead.
-    """
+    """Transcribe speech."""
 
     audio: bytes = Field(max_length=MAX_FILE_BYTES, repr=False)
     """The file, as it came."""
-    return_timestamps: Timestamps = "sentence"
+    return_timestamps: Timestamps = Field(
+        default="sentence", json_schema_extra={"type": "string", "default": "true"}
+    )
+    metadata: object = Field(
+        default="{}", repr=False, json_schema_extra={"type": "string", "default": "{}"}
+    )
+    """Ignored, whatever it is: gateways put the duration there, which is measured instead."""
 
     @field_validator("return_timestamps", mode="before")
     @classmethod
