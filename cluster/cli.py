@@ -8,6 +8,7 @@ from pathlib import Path
 from cluster.errors import ClusterUnreachable, ConfigError
 from cluster.http_api import add_http_flags, http_settings
 from cluster.settings import (
+    DRAIN_TIMEOUT_S,
     EXIT_CONFIG,
     EXIT_NO_CLUSTER,
     add_bridge_flags,
@@ -21,6 +22,7 @@ from cluster.settings import (
     bridge_settings,
     device,
     models_dir,
+    seconds,
     state_listen,
 )
 
@@ -87,6 +89,18 @@ def _parser() -> argparse.ArgumentParser:
     add_state_listen_flag(status)
     status.add_argument("--json", action="store_true", help="as one JSON object")
     status.add_argument("--watch", action="store_true", help="again every two seconds")
+
+    drain = _command(
+        commands, "drain", _drain, "take a machine out of the cluster when its jobs are done"
+    )
+    drain.add_argument("node", help="its address, host name, or the beginning of its Ray node id")
+    add_ray_address_flag(drain)
+    add_flag(
+        drain,
+        "--drain-timeout-s",
+        default=f"{DRAIN_TIMEOUT_S:g}",
+        help="seconds for its jobs, after which the status is 1",
+    )
 
     models = commands.add_parser("models", help="fetch models").add_subparsers(
         title="commands", required=True, metavar="COMMAND"
@@ -211,6 +225,16 @@ def _status(arguments: argparse.Namespace) -> int:
         bridge=state_listen(arguments.state_listen),
         as_json=arguments.json,
         watch=arguments.watch,
+    )
+
+
+def _drain(arguments: argparse.Namespace) -> int:
+    from cluster.commands import drain
+
+    return drain.run(
+        arguments.node,
+        ray_address=arguments.ray_address,
+        timeout_s=seconds("--drain-timeout-s", arguments.drain_timeout_s, minimum_s=0),
     )
 
 

@@ -8,7 +8,7 @@
     ├── ModelError                        a replica that cannot load
     │   ├── ModelNotFound
     │   └── ModelBroken
-    ├── JobError                          how a job is answered; .http_status, .network_text()
+    ├── JobError                          how a job is answered; .kind, .network_text()
     │   ├── JobRejected                     400  nobody could serve it
     │   ├── InsufficientCapacity            503  somebody else should
     │   │   └── ReplicaLost                       or another replica of ours; .dead
@@ -77,6 +77,8 @@ class JobError(LivepeerRayError):
     """A job that is answered with an error."""
 
     http_status: ClassVar[int]
+    kind: ClassVar[str]
+    """For metrics."""
     _text: ClassVar[str]
 
     def network_text(self, pipeline: str) -> str:
@@ -89,6 +91,7 @@ class JobRejected(JobError):
     """Nobody could serve this job: the caller gets the reason and no other worker is tried."""
 
     http_status = 400
+    kind = "rejected"
     _text = "{pipeline} container returned 400: {why}"
 
 
@@ -96,6 +99,7 @@ class InsufficientCapacity(JobError):
     """Not here, not now: another orchestrator is tried and ours is not suspended."""
 
     http_status = 503
+    kind = "insufficient_capacity"
     _text = "insufficient capacity: {why}"
 
 
@@ -118,6 +122,7 @@ class JobFailed(JobError):
     """Our failure: another orchestrator is tried and the gateway suspends ours."""
 
     http_status = 500
+    kind = "failed"
     _text = "{pipeline} container returned 500: {why}"
 
 
@@ -125,6 +130,7 @@ class DeadlinePassed(JobFailed):
     """The job was not finished within its deadline."""
 
     http_status = 504
+    kind = "deadline_passed"
 
 
 class ConfigError(LivepeerRayError):

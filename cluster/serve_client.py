@@ -16,6 +16,7 @@ import ray
 from ray._private.authentication.authentication_token_setup import (
     maybe_enable_token_auth_if_token_available,
 )
+from ray._private.state import state
 from ray.exceptions import RayError
 from ray.serve._private.api import serve_start
 from ray.serve.config import gRPCOptions
@@ -51,7 +52,7 @@ def connect(address: str) -> None:
         ClusterUnreachable: there is none, or it does not let us in.
     """
     if address != "auto":
-        _check_that_somebody_listens(address)
+        check_that_somebody_listens(address)
     # Ray authenticates drivers by a token and, where the address is given as HOST:PORT, sends
     # none unless it is told to. With a token on this machine we send it.
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
@@ -67,7 +68,7 @@ def connect(address: str) -> None:
         raise _no_cluster(address, error) from error
 
 
-def _check_that_somebody_listens(address: str) -> None:
+def check_that_somebody_listens(address: str) -> None:
     """Ray itself needs two minutes to say that nobody does.
 
     Raises:
@@ -118,8 +119,8 @@ def reachable() -> Iterator[None]:
 
 
 def node_resources() -> list[dict[str, float]]:
-    """Ray's resources of each machine that is alive."""
-    return [node["Resources"] for node in nodes()]
+    """Ray's resources of each machine that takes work: is alive, and not being drained."""
+    return [node["Resources"] for node in nodes() if not node["Draining"]]
 
 
 def deploy(config: Mapping[str, Any]) -> None:
@@ -202,8 +203,9 @@ def model_status(models: Sequence[AIModel]) -> dict[ModelKey, ModelStatus]:
 
 
 def nodes() -> list[dict[str, Any]]:
-    """Those machines of Ray's table that are alive, each with NodeID, Resources and more."""
-    return [node for node in _nodes() if node["Alive"]]
+    """The machines that are alive as Ray's table has them, and whether each is `Draining`."""
+    draining = state.get_draining_nodes()
+    return [{**node, "Draining": node["NodeID"] in draining} for node in _nodes() if node["Alive"]]
 
 
 def on_every_node(
@@ -221,6 +223,8 @@ def on_every_node(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
         ).remote(*arguments, **named): node
         for node in nodes()
+        # Ray places nothing on one that is drained.
+        if not node["Draining"]
     }
     while running:
         (done,), _ = ray.wait(list(running))

@@ -34,6 +34,9 @@ NEWEST_KNOWN_VERSION = "0.9.1"
 
 GRACE_S = 120.0
 
+DRAIN_TIMEOUT_S = 600.0
+"""As long as a replica that leaves is given for its jobs (deployments.app)."""
+
 STATE_LISTEN = "127.0.0.1:4935"
 
 
@@ -233,7 +236,7 @@ def bridge_settings(arguments: argparse.Namespace) -> BridgeSettings:
         orch_secret=read_secret(arguments.orch_secret),
         advertise_version=_version(arguments.advertise_version),
         deadlines=Deadlines.parse(arguments.deadline_s),
-        grace_s=_seconds("--grace-s", arguments.grace_s, minimum_s=0),
+        grace_s=seconds("--grace-s", arguments.grace_s, minimum_s=0),
         state_listen=state_listen(arguments.state_listen),
         state_dir=_directory("--state-dir", arguments.state_dir),
     )
@@ -355,11 +358,16 @@ def _version(value: str) -> str:
     return value.removeprefix("v")
 
 
-def _seconds(flag: str, value: str, *, minimum_s: float) -> float:
+def seconds(flag: str, value: str, *, minimum_s: float) -> float:
+    """Reads a duration.
+
+    Raises:
+        ConfigError: it is no number, less than the minimum, or over a day.
+    """
     try:
-        seconds = float(value)
+        number = float(value)
     except ValueError:
-        seconds = -1.0
-    if not minimum_s <= seconds < 86_400:
+        number = -1.0
+    if not minimum_s <= number < 86_400:
         raise ConfigError(f"{flag}: want seconds, at least {minimum_s:g}, got {value!r}")
-    return seconds
+    return number

@@ -27,7 +27,7 @@ def document(
 
     Args:
         applications: Serve's, as the controller tells of them.
-        nodes: Ray's table of the machines that are alive.
+        nodes: the machines that are alive, as `serve_client.nodes` tells of them.
         bridge: what a bridge answers to `GET /state`; None without one.
     """
     models = [model for name, app in applications.items() if (model := _model(name, app))]
@@ -119,8 +119,10 @@ def _node(node: Mapping[str, Any], applications: Mapping[str, Any]) -> Document:
         if replica.get("node_id") == node["NodeID"]
     ]
     return {
+        "id": node["NodeID"],
         "address": node["NodeManagerAddress"],
         "hostname": node["NodeManagerHostname"],
+        "draining": node["Draining"],
         "gpus": node["Resources"].get("GPU", 0),
         "gpu_type": gpu_node(node["Resources"]).accelerator_type,
         "gpus_taken": sum(replica["gpus"] for replica in replicas),
@@ -189,7 +191,8 @@ def _node_row(node: Document) -> tuple[str, ...]:
     if node["gpus"] and node["gpu_type"]:
         gpus += f", {node['gpu_type']}"
     held = [f"{count} x {name}" for name, count in counted.items()]
-    return f"{node['hostname']} ({node['address']})", gpus, ", ".join(held) or "-"
+    name = f"{node['hostname']} ({node['address']}){', draining' if node['draining'] else ''}"
+    return name, gpus, ", ".join(held) or "-"
 
 
 def _number(value: int | None) -> str:

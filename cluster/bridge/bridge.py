@@ -62,6 +62,12 @@ class JobRecord:
     model_id: str = ""
     outcome: str = "ok"
     """`ok`, or the error's text for the orchestrator."""
+    kind: str = "ok"
+    """`ok`, `cut_short` for a stream, or the error's."""
+    attempts: int = 0
+    """How often it was started on a replica."""
+    waited_s: float | None = None
+    """For a slot; None where it got none."""
     replica: str = ""
     compute_s: float = 0.0
     """In the replica."""
@@ -224,13 +230,13 @@ class Bridge:
         try:
             answer = await self._answer(job, record)
         except JobError as error:
-            record.outcome = error.network_text(job.pipeline)
+            record.outcome, record.kind = error.network_text(job.pipeline), error.kind
             answer = failure(error, job.pipeline)
         except Exception as error:
             # Whatever it is, an unanswered job would cost the whole worker.
             logger.exception("%s", job)
             failed = JobFailed(f"{type(error).__name__} in the bridge")
-            record.outcome = failed.network_text(job.pipeline)
+            record.outcome, record.kind = failed.network_text(job.pipeline), failed.kind
             answer = failure(failed, job.pipeline)
         # What it asked for may have many megabytes, and thousands may wait for their refusal.
         job = replace(job, data=b"")
@@ -245,19 +251,23 @@ class Bridge:
         """Returns the answer; None for a stream, which was sent while it held its slot."""
         work = read_work(job, self._backends)
         record.model_id = work.key.model_id
+        clock = asyncio.get_running_loop().time
+        began = clock()
         async with self._admission.slot(work.key, source=job.peer.address):
-            completed = await self._in_time(self._run(work, job), job)
+            record.waited_s = clock() - began
+            completed = await self._in_time(self._run(work, job, record), job)
             if isinstance(completed, Stream):
                 await self._relay(completed, job, record)
                 return None
         record.replica, record.compute_s = completed.replica, completed.compute_s
         return success(completed.result)
 
-    async def _run(self, work: Work, job: Job) -> Completed[Result] | Stream:
+    async def _run(self, work: Work, job: Job, record: JobRecord) -> Completed[Result] | Stream:
         file = await self._inputs.fetch(job, work) if work.input_url else None
         request, backend = work.request(file), self._backends[work.key]
 
         async def attempt() -> Completed[Result] | Stream:
+            record.attempts += 1
             left_s = self._deadline(job) - asyncio.get_running_loop().time()
             if request.wants_stream:
                 chunks = backend.stream(work.key, request, timeout_s=left_s)
@@ -286,7 +296,7 @@ class Bridge:
             await stream.aclose()
         record.replica, record.compute_s = stream.last.replica, stream.last.compute_s
         if stream.failed:
-            record.outcome = "the stream was cut short"
+            record.outcome, record.kind = "the stream was cut short", "cut_short"
 
     async def _in_time(
         self, work: Coroutine[Any, Any, Completed[Result] | Stream], job: Job

@@ -1,4 +1,4 @@
-"""What only the bridge knows, on a small HTTP endpoint: `GET /health` and `GET /state`.
+"""What only the bridge knows, on a small HTTP endpoint: `GET /health`, `/state` and `/metrics`.
 
 For `livepeer-ray status` and for whoever watches the process. It tells no secrets, and listens
 on the loopback interface unless the operator says otherwise.
@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from cluster.ai_models import ModelKey
 from cluster.capacity import Capacity
@@ -78,7 +79,10 @@ def _named(key: ModelKey) -> dict[str, str]:
 
 @asynccontextmanager
 async def state_endpoint(
-    listen: tuple[str, int] | None, read: Callable[[], BridgeState]
+    listen: tuple[str, int] | None,
+    read: Callable[[], BridgeState],
+    *,
+    metrics: Callable[[], bytes],
 ) -> AsyncIterator[None]:
     """Answers while the context is open.
 
@@ -86,6 +90,7 @@ async def state_endpoint(
         listen: host and port; None for no endpoint. One that cannot be had is a warning: jobs
             are worth more than answers about them.
         read: the state now.
+        metrics: in Prometheus' text format.
     """
     if listen is None:
         yield
@@ -101,8 +106,13 @@ async def state_endpoint(
     async def state(_: web.Request) -> web.Response:
         return web.json_response(read().document())
 
+    async def scrape(_: web.Request) -> web.Response:
+        return web.Response(body=metrics(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
     application = web.Application()
-    application.add_routes([web.get("/health", health), web.get("/state", state)])
+    application.add_routes(
+        [web.get("/health", health), web.get("/state", state), web.get("/metrics", scrape)]
+    )
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     host, port = listen

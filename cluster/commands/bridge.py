@@ -16,11 +16,12 @@ from cluster import logs, serve_client
 from cluster.ai_models import AIModel
 from cluster.ai_models_watch import LOOK_S, AIModelsWatch
 from cluster.backends.ray_serve import RayBackend
-from cluster.bridge.bridge import Bridge
+from cluster.bridge.bridge import Bridge, JobRecord, log_record
 from cluster.bridge.capabilities import hardware
 from cluster.bridge.inputs import Inputs
 from cluster.bridge.journal import Journal
 from cluster.bridge.left_over import answer_left_over
+from cluster.bridge.metrics import Metrics
 from cluster.bridge.registration import WorkerRegistration
 from cluster.bridge.results import Delivery
 from cluster.bridge.state import BridgeState, ModelState, state_endpoint
@@ -76,6 +77,15 @@ async def _run(
     def models() -> tuple[AIModel, ...]:
         return on_ray(watch.current.models)
 
+    def state() -> BridgeState:
+        return _state(bridge, registrations, models())
+
+    metrics = Metrics(read=state, journal=journal)
+
+    def finished(record: JobRecord) -> None:
+        log_record(record)
+        metrics.finished(record)
+
     async with Inputs() as inputs, Delivery(secret=settings.orch_secret) as delivery:
         bridge = Bridge(
             backends={},
@@ -84,6 +94,7 @@ async def _run(
             deadlines=settings.deadlines,
             grace_s=settings.grace_s,
             journal=journal,
+            on_finished=finished,
         )
         registrations = [
             WorkerRegistration(
@@ -116,9 +127,7 @@ async def _run(
             asyncio.create_task(answer_left_over(journal, delivery)),
         )
         try:
-            async with state_endpoint(
-                settings.state_listen, lambda: _state(bridge, registrations, models())
-            ):
+            async with state_endpoint(settings.state_listen, state, metrics=metrics.text):
                 await bridge.run(
                     registrations=registrations, snapshots=capacity.snapshots(), stop=stop
                 )

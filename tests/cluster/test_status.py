@@ -21,6 +21,7 @@ BRIDGE: dict[str, Any] = {
 }
 NODE = {
     "NodeID": "n1",
+    "Draining": False,
     "NodeManagerAddress": "10.0.0.1",
     "NodeManagerHostname": "worker-1",
     "Resources": {"CPU": 8.0, "GPU": 4.0, "accelerator_type:H100": 1.0},
@@ -77,6 +78,12 @@ def test_replicas_by_state_and_what_the_bridge_adds() -> None:
     assert "4 of 4 taken, H100" in text
     assert "2 x org/a (llm, 1 GPU)" in text
     assert "https://orchestrator.example:8935  registered" in text
+
+
+def test_a_node_that_is_drained() -> None:
+    status = document(applications={}, nodes=[{**NODE, "Draining": True}], bridge=None)
+    assert (status["nodes"][0]["id"], status["nodes"][0]["draining"]) == ("n1", True)
+    assert "worker-1 (10.0.0.1), draining" in table(status)
 
 
 def test_without_a_bridge_what_it_knows_is_null() -> None:

@@ -63,10 +63,15 @@ class RayCluster:
 
 
 @contextmanager
-def ray_cluster(*, gpus: int = 0) -> Iterator[RayCluster]:
-    """Runs a local Ray cluster, with GPUs that are a number for its scheduler."""
+def ray_cluster(*, gpus: int = 0, nodes: int = 0) -> Iterator[RayCluster]:
+    """Runs a local Ray cluster, with GPUs that are a number for its scheduler.
+
+    Args:
+        gpus: of the machine or, where there are nodes beside it, of each of those.
+        nodes: beside the head.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.e2e.local_ray", str(gpus)],
+        [sys.executable, "-m", "tests.e2e.local_ray", str(gpus), str(nodes)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

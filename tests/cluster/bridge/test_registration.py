@@ -27,6 +27,7 @@ from tests.cluster.bridge.conftest import (
     Ask,
     address,
     capacity,
+    certificate_from_tomorrow,
     registered,
     running,
 )
@@ -89,6 +90,12 @@ async def test_one_that_speaks_garbage_over_tls() -> None:
     tls = make_certificate("127.0.0.1").tls
     async with listening(says_garbage, tls=tls) as port:
         with pytest.raises(OrchestratorUnreachable, match="UNAVAILABLE"):
+            await register(Address("127.0.0.1", port))
+
+
+async def test_one_whose_clock_is_another() -> None:
+    async with listening(says_nothing, tls=certificate_from_tomorrow().tls) as port:
+        with pytest.raises(OrchestratorUnreachable, match=r"valid from .* set the clock of one"):
             await register(Address("127.0.0.1", port))
 
 

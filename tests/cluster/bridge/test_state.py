@@ -43,7 +43,7 @@ def state_of(bridge: Running) -> Callable[[], BridgeState]:
 async def asking(bridge: Running) -> AsyncIterator[Callable[[str], Any]]:
     port = free_port()
     async with (
-        state_endpoint(("127.0.0.1", port), state_of(bridge)),
+        state_endpoint(("127.0.0.1", port), state_of(bridge), metrics=bytes),
         aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http,
     ):
 
@@ -115,7 +115,8 @@ async def test_a_port_in_use_is_a_warning(
 ) -> None:
     async with running(address(orchestrator), capacity()) as bridge:
         with socket.create_server(("127.0.0.1", 0)) as listening:
-            async with state_endpoint(listening.getsockname()[:2], state_of(bridge)):
+            where = listening.getsockname()[:2]
+            async with state_endpoint(where, state_of(bridge), metrics=bytes):
                 (record,) = (
                     record for record in caplog.records if "--state-listen" in record.getMessage()
                 )
@@ -126,5 +127,5 @@ async def test_no_endpoint() -> None:
     def never() -> BridgeState:
         raise AssertionError("nobody can ask")
 
-    async with state_endpoint(None, never):
+    async with state_endpoint(None, never, metrics=bytes):
         pass
