@@ -132,7 +132,7 @@ def _replicas(served: Served, room: Room) -> dict[str, Any]:
                 "policy_function": POLICY,
                 "policy_kwargs": {
                     "app": app_name(served.model.key),
-                    "ray": options.model_dump(mode="json"),
+                    "ray": options.model_dump(mode="json", exclude={"live_runner_price"}),
                     "room": room.as_json(),
                 },
             },

@@ -16,12 +16,13 @@ from cluster import logs, serve_client
 from cluster.ai_models import AIModel
 from cluster.ai_models_watch import LOOK_S, AIModelsWatch
 from cluster.backends.ray_serve import RayBackend
-from cluster.bridge.bridge import Bridge, JobRecord, log_record
+from cluster.bridge.bridge import Bridge
 from cluster.bridge.capabilities import hardware
 from cluster.bridge.inputs import Inputs
 from cluster.bridge.journal import Journal
 from cluster.bridge.left_over import answer_left_over
 from cluster.bridge.metrics import Metrics
+from cluster.bridge.record import JobRecord, log_record
 from cluster.bridge.registration import WorkerRegistration
 from cluster.bridge.results import Delivery
 from cluster.bridge.state import BridgeState, ModelState, state_endpoint

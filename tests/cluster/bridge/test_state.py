@@ -22,11 +22,7 @@ from tests.cluster.bridge.conftest import (
     registered,
     running,
 )
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
+from tests.free_ports import free_port
 
 
 def state_of(bridge: Running) -> Callable[[], BridgeState]:
