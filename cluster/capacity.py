@@ -162,8 +162,7 @@ class CapacityWatch:
             in_flight: the jobs of each model.
             elsewhere: the capacity that is not Serve's.
         """
-        self.on_ray = Capacity()
-        """Serve's part of the last snapshot."""
+        self._on_ray = Capacity()
         self._elsewhere = elsewhere
         self._models = tuple(models)
         self._read_status = read_status
@@ -188,13 +187,17 @@ class CapacityWatch:
                 del known[key]
         self._configured.set()
 
+    def slots_on_ray(self, key: ModelKey) -> int:
+        """How many of a model's slots in the last snapshot are Serve's."""
+        return self._on_ray.slots(key)
+
     async def snapshots(self) -> AsyncIterator[Capacity]:
         """Yields the capacity now and then every change, for ever."""
         last: Capacity | None = None
         while True:
             self._configured.clear()
-            self.on_ray = await self._look()
-            capacity = self.on_ray.plus(self._elsewhere())
+            self._on_ray = await self._look()
+            capacity = self._on_ray.plus(self._elsewhere())
             if capacity != last:
                 last = capacity
                 yield capacity

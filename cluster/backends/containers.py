@@ -11,6 +11,7 @@ import aiohttp
 from cluster.ai_models import AIModel, ModelKey
 from cluster.backends.external import ExternalBackend
 from cluster.backends.external_health import INTERVAL_S, REST_S, START_S
+from cluster.backends.shared import Place
 from cluster.capacity import Capacity, ModelCapacity
 from cluster.hardware import GPU
 
@@ -76,9 +77,12 @@ class Containers:
         for container in self._watches.keys() - set(self._containers.values()):
             self._watches.pop(container).cancel()
 
-    def of(self, model: AIModel) -> ExternalBackend:
-        """The container of an entry that is configured."""
-        return self._containers[model.key, model.url or ""]
+    def places(self) -> dict[ModelKey, list[Place]]:
+        """Each container as a place of its model."""
+        places: defaultdict[ModelKey, list[Place]] = defaultdict(list)
+        for (key, url), container in self._containers.items():
+            places[key].append(Place(name=url, backend=container, slots=container.slots))
+        return dict(places)
 
     def __iter__(self) -> Iterator[ExternalBackend]:
         return iter(tuple(self._containers.values()))
@@ -87,12 +91,12 @@ class Containers:
         """The slots of the containers that are ready, by model."""
         ready: defaultdict[ModelKey, list[ExternalBackend]] = defaultdict(list)
         for container in self:
-            if container.slots:
+            if container.slots():
                 ready[container.model.key].append(container)
         return Capacity(
             models={
                 key: ModelCapacity(
-                    slots=sum(container.slots for container in containers),
+                    slots=sum(container.slots() for container in containers),
                     warm=containers[0].model.warm,
                     runner_version=lowest(one.health.facts.version for one in containers),
                 )

@@ -117,7 +117,6 @@ class ExternalBackend:
             rest_s=rest_s,
         )
 
-    @property
     def slots(self) -> int:
         """Jobs at a time; none while it is not ready."""
         return self.model.capacity if self.health.ready else 0

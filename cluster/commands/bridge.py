@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from cluster import logs, serve_client
-from cluster.ai_models import AIModel, ModelKey
+from cluster.ai_models import AIModel
 from cluster.ai_models_watch import LOOK_S, AIModelsWatch
 from cluster.backends.containers import Containers
 from cluster.backends.ray_serve import RayBackend
@@ -114,18 +115,13 @@ async def _run(
             elsewhere=containers.capacity,
         )
 
-        def place(model: AIModel) -> Place:
-            if model.url:
-                container = containers.of(model)
-                return Place(name=model.url, backend=container, slots=lambda: container.slots)
-            return Place(name="Ray", backend=ray, slots=lambda: capacity.on_ray.slots(model.key))
-
         def take() -> None:
             """Serves what the file says now."""
             containers.configure(watch.current.models)
-            places: dict[ModelKey, list[Place]] = {}
-            for model in watch.current.models:
-                places.setdefault(model.key, []).append(place(model))
+            places = containers.places()
+            for key in (model.key for model in models()):
+                slots = functools.partial(capacity.slots_on_ray, key)
+                places.setdefault(key, []).append(Place(name="Ray", backend=ray, slots=slots))
             shared.serve(places)
             bridge.serve(dict.fromkeys(places, shared))
             capacity.configure(models())
@@ -187,7 +183,7 @@ def _containers(containers: Containers, shared: SharedBackend) -> list[Container
             pipeline=container.model.pipeline,
             model_id=container.model.model_id,
             url=url,
-            slots=container.slots,
+            slots=container.slots(),
             in_flight=shared.in_flight(container.model.key, url),
             detail=container.health.why_not,
             runner_version=container.health.facts.version,

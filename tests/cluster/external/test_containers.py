@@ -63,16 +63,16 @@ async def test_a_changed_file(containers: Containers, container: Runner, other: 
     # Another capacity: nothing is asked anew.
     containers.configure([container.model(capacity=4), other.model(LLM)])
     assert containers.capacity().slots(IMAGES) == 4
-    assert containers.of(container.model()) is kept
+    assert next(iter(containers)) is kept
 
     # Another token: it has to prove itself with it.
     containers.configure([container.model(token=TOKEN)])
-    assert containers.of(container.model()) is not kept
+    (leaving,) = containers
+    assert leaving is not kept
     assert not containers.capacity()
     await until(containers.capacity)
 
     # Gone: nobody asks it any more, and jobs that run there are finished.
-    leaving = containers.of(container.model())
     running = asyncio.create_task(run(leaving))
     await until(lambda: container.seen)
     containers.configure([other.model(LLM)])

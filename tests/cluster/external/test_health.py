@@ -52,13 +52,13 @@ async def test_it_gets_jobs_from_its_first_healthy_answer_on(
     caplog.set_level(logging.INFO)
     container.health = {"status": "LOADING"}
     async with watched(container.url, http) as backend:
-        assert backend.slots == 0
+        assert backend.slots() == 0
         assert backend.health.why_not == "it has not answered yet"
         await asked_again(container)
-        assert backend.slots == 0
+        assert backend.slots() == 0
         assert backend.health.why_not == "it is loading its model"
         container.health = {"status": "IDLE"}
-        await until(lambda: backend.slots == 2)
+        await until(lambda: backend.slots() == 2)
         assert backend.health.why_not == ""
     assert "is ready: runner 0.14.1, NVIDIA L40S" in caplog.text
     facts = backend.health.facts
@@ -79,15 +79,15 @@ async def test_two_failures_and_it_gets_none_until_it_is_healthy_again(
     container: Runner, http: aiohttp.ClientSession
 ) -> None:
     async with watched(container.url, http) as backend:
-        await until(lambda: backend.slots)
+        await until(backend.slots)
         container.health = 500
-        await until(lambda: not backend.slots)
+        await until(lambda: not backend.slots())
         assert backend.health.why_not == "/health answers 500"
         container.health = {"status": "ERROR"}
         await until(lambda: "failed" in backend.health.why_not)
         container.version = "0.15.0"
         container.health = {"status": "OK"}
-        await until(lambda: backend.slots == 2)
+        await until(lambda: backend.slots() == 2)
         assert backend.health.facts.version == "0.15.0"
 
 
@@ -96,9 +96,9 @@ async def test_one_failure_changes_nothing(http: aiohttp.ClientSession) -> None:
     health = backend.health
     health._ready = True
     health.unreachable("once")
-    assert backend.slots == 2
+    assert backend.slots() == 2
     health.unreachable("twice")
-    assert (backend.slots, health.why_not) == (0, "twice")
+    assert (backend.slots(), health.why_not) == (0, "twice")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ async def test_what_is_no_health(http: aiohttp.ClientSession, answer: bytes, why
     async with raw_server(answer) as url, watched(url, http) as backend:
         await until(lambda: backend.health.why_not != "it has not answered yet")
         assert backend.health.why_not.startswith(why)
-        assert backend.slots == 0
+        assert backend.slots() == 0
 
 
 async def test_one_that_never_becomes_healthy_is_an_error_once(
@@ -136,7 +136,7 @@ async def test_one_that_does_not_tell_of_itself_is_served_all_the_same(
 ) -> None:
     container.facts = told
     async with watched(container.url, http) as backend:
-        await until(lambda: backend.slots)
+        await until(backend.slots)
         assert (backend.health.facts.version, backend.health.facts.gpus) == ("", ())
 
 
@@ -145,7 +145,7 @@ async def test_one_for_another_model_is_said(
 ) -> None:
     container.facts = {"pipeline": "llm", "model_id": "org/b", "version": "1", "gpu_info": {}}
     async with watched(container.url, http) as backend:
-        await until(lambda: backend.slots)
+        await until(backend.slots)
     assert "says that it serves 'llm' 'org/b'; the aiModels.json says text-to-image org/a" in (
         caplog.text
     )
@@ -155,19 +155,19 @@ async def test_answers_that_are_none_cost_it_a_rest(
     container: Runner, http: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with watched(container.url, http) as backend:
-        await until(lambda: backend.slots)
+        await until(backend.slots)
         container.status = 401
         await failure(backend)
         container.status = 200
         await run(backend)
         container.status = 401
         await failure(backend)
-        assert backend.slots == 2, "one in a row"
+        assert backend.slots() == 2, "one in a row"
         await failure(backend)
-        assert backend.slots == 0
+        assert backend.slots() == 0
         assert "it answers jobs with 401" in backend.health.why_not
         await asked_again(container)
-        assert backend.slots == 0, "its health says nothing of that"
+        assert backend.slots() == 0, "its health says nothing of that"
     assert caplog.text.count("gets no jobs for 60 s") == 1
 
 
@@ -175,16 +175,16 @@ async def test_it_is_tried_again_after_its_rest(
     container: Runner, http: aiohttp.ClientSession
 ) -> None:
     async with watched(container.url, http, rest_s=0.1) as backend:
-        await until(lambda: backend.slots)
+        await until(backend.slots)
         container.answer = images(b"not a PNG")
         for _ in range(2):
             await failure(backend)
-        await until(lambda: backend.slots)
+        await until(backend.slots)
         container.answer = images(PNG)
         await run(backend)
         container.status = 401
         await failure(backend)
-        assert backend.slots, "a good answer makes up for the bad ones"
+        assert backend.slots(), "a good answer makes up for the bad ones"
 
 
 @pytest.mark.parametrize("status", [400, 413, 422, 429, 500, 503])
@@ -192,11 +192,11 @@ async def test_what_is_the_jobs_fault_or_nobodys_costs_it_nothing(
     container: Runner, http: aiohttp.ClientSession, status: int
 ) -> None:
     async with watched(container.url, http) as backend:
-        await until(lambda: backend.slots)
+        await until(backend.slots)
         container.status = status
         for _ in range(3):
             await failure(backend)
-        assert backend.slots == 2
+        assert backend.slots() == 2
 
 
 async def test_one_that_dies_under_its_jobs_is_noticed_by_them(
@@ -209,4 +209,4 @@ async def test_one_that_dies_under_its_jobs_is_noticed_by_them(
         for _ in range(2):
             with pytest.raises(JobError):
                 await run(backend)
-    assert backend.slots == 0
+    assert backend.slots() == 0
