@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cluster.errors import ClusterUnreachable, ConfigError
+from cluster.http_api import add_http_flags, http_settings
 from cluster.settings import (
     EXIT_CONFIG,
     EXIT_NO_CLUSTER,
@@ -52,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     start = _command(commands, "start", _start, "deploy the models and run the bridge, supervised")
     add_models_flags(start)
     add_cluster_flags(start)
+    add_http_flags(start)
     add_bridge_flags(start)
     add_log_flags(start)
 
@@ -67,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_models_flags(serve_config)
     add_cluster_flags(serve_config)
+    add_http_flags(serve_config)
 
     validate = _command(commands, "validate", _validate, "check an aiModels.json")
     add_models_flags(validate)
@@ -76,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_models_flags(apply)
     add_cluster_flags(apply)
+    add_http_flags(apply)
     add_ray_address_flag(apply)
 
     status = _command(commands, "status", _status, "show models, nodes and registrations")
@@ -134,11 +138,14 @@ def _command(
 def _start(arguments: argparse.Namespace) -> int:
     from cluster.commands import start
 
+    http_settings(arguments)  # before anything starts
     return start.run(
         bridge_settings(arguments),
         models_dir=models_dir(arguments.ai_models_dir),
         device=device(arguments.device),
         autoscaler_gpus=arguments.autoscaler_gpus,
+        http=arguments.http,
+        http_tokens=arguments.http_tokens,
         log_json=arguments.log_json,
     )
 
@@ -173,6 +180,7 @@ def _serve_config(arguments: argparse.Namespace) -> int:
         models_dir=models_dir(arguments.ai_models_dir),
         device=device(arguments.device),
         autoscaler_gpus=arguments.autoscaler_gpus,
+        http=http_settings(arguments),
     )
 
 
@@ -191,6 +199,7 @@ def _apply(arguments: argparse.Namespace) -> int:
         models_dir=models_dir(arguments.ai_models_dir),
         device=device(arguments.device),
         autoscaler_gpus=arguments.autoscaler_gpus,
+        http=http_settings(arguments),
     )
 
 

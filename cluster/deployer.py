@@ -23,6 +23,7 @@ import ray
 from cluster import logs, serve_client
 from cluster.ai_models_watch import LOOK_S, AIModelsWatch
 from cluster.errors import ClusterUnreachable, ConfigError
+from cluster.http_api import TOKENS_VARIABLE, add_http_flags, http_settings
 from cluster.reconcile import Reconciler
 from cluster.settings import (
     EXIT_CONFIG,
@@ -49,7 +50,10 @@ def main() -> int:
     parser.add_argument("--log-json", action="store_true")
     add_models_flags(parser)
     add_cluster_flags(parser)
+    add_http_flags(parser)
     arguments = parser.parse_args()
+    # A local Ray cluster hands our environment on to every replica.
+    os.environ.pop(TOKENS_VARIABLE, None)
     logs.configure(as_json=arguments.log_json)
     try:
         watch = AIModelsWatch(arguments.ai_models, last_good=arguments.last_good)
@@ -57,6 +61,7 @@ def main() -> int:
             models_dir=models_dir(arguments.ai_models_dir),
             device=device(arguments.device),
             most=autoscaler_most(arguments.autoscaler_gpus),
+            http=http_settings(arguments),
         )
         local = _join(arguments.ray_address)
     except ConfigError as error:

@@ -17,6 +17,7 @@ from typing import Any
 
 from cluster import serve_client
 from cluster.ai_models import AIModel
+from cluster.http_api import HTTPSettings
 from cluster.placement import UNBOUNDED, GPUNode, Lacking, Placement, place
 from cluster.serve_config import app_name, on_ray, serve_config
 from cluster.settings import Device
@@ -38,6 +39,7 @@ class Reconciler:
         models_dir: Path,
         device: Device,
         most: Sequence[GPUNode] = (),
+        http: HTTPSettings | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Deploys nothing yet; see `step`.
@@ -46,11 +48,13 @@ class Reconciler:
             models_dir: Hugging Face cache, at the same path on every node.
             device: where models run.
             most: the cluster's GPU machines when its autoscaler has added all it may.
+            http: the HTTP API, None for none.
             clock: in seconds.
         """
         self._models_dir = models_dir
         self._device = device
         self._most = most
+        self._http = http
         self._clock = clock
         self._gpus: bool | None = None
         self._lacking: tuple[Lacking, ...] = ()
@@ -75,7 +79,9 @@ class Reconciler:
             RayError: the cluster does not answer.
         """
         placement = self._place(models)
-        config = serve_config(placement, models_dir=self._models_dir, gpus=bool(self._gpus))
+        config = serve_config(
+            placement, models_dir=self._models_dir, gpus=bool(self._gpus), http=self._http
+        )
         wanted = {application["name"] for application in config["applications"]}
         there = serve_client.details()["applications"]
         config["applications"] += self._staying(wanted, there)

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from cluster.ai_models import AIModel, ModelKey
+from cluster.http_api import HTTPSettings, http_options, ingress
 from cluster.placement import Placement, Room, Served
 from cluster.scaling import LOOK_BACK_S, REPORT_S, Scaler
 from deployments.model_args import DEPLOYMENT, ModelArgs
@@ -45,22 +46,25 @@ def on_ray(models: Sequence[AIModel]) -> tuple[AIModel, ...]:
     return tuple(model for model in models if not model.url)
 
 
-def serve_config(placement: Placement, *, models_dir: Path, gpus: bool) -> dict[str, Any]:
+def serve_config(
+    placement: Placement, *, models_dir: Path, gpus: bool, http: HTTPSettings | None = None
+) -> dict[str, Any]:
     """Renders the config.
 
     Args:
         placement: what to serve on this cluster.
         models_dir: Hugging Face cache, at the same path on every node.
         gpus: whether the cluster has GPUs; without, models run on its CPUs.
+        http: the HTTP API, None for none.
     """
-    return {
-        # Jobs come through deployment handles, so that no HTTP proxy has to run.
-        "proxy_location": "Disabled",
-        "applications": [
-            _application(served, models_dir, room=placement.room, gpus=gpus)
-            for served in placement.served
-        ],
-    }
+    applications = [
+        _application(served, models_dir, room=placement.room, gpus=gpus)
+        for served in placement.served
+    ]
+    if http:
+        names = [application["name"] for application in applications]
+        applications.append(ingress(http, list(zip(names, placement.served, strict=True))))
+    return {**http_options(http), "applications": applications}
 
 
 def to_yaml(config: dict[str, Any]) -> str:

@@ -303,7 +303,7 @@ def read_secret(value: str | None) -> SecretStr:
     """
     if not value:
         raise ConfigError("--orch-secret is missing: the orchestrator's -orchSecret, or its file")
-    if path := _existing_file(value):
+    if path := existing_file(value):
         try:
             value = path.read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
@@ -315,7 +315,7 @@ def read_secret(value: str | None) -> SecretStr:
     return SecretStr(value)
 
 
-def _existing_file(value: str) -> Path | None:
+def existing_file(value: str) -> Path | None:
     """The file of that name; None where the value is no path, or one to nothing."""
     try:
         path = Path(value).expanduser()

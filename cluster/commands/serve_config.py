@@ -4,13 +4,21 @@ import sys
 from pathlib import Path
 
 from cluster.ai_models import load_ai_models
+from cluster.http_api import HTTPSettings
 from cluster.placement import UNBOUNDED, Supply, place
 from cluster.serve_config import on_ray, serve_config, to_yaml
 from cluster.settings import Device
 from cluster.supply import autoscaler_most
 
 
-def run(source: str, *, models_dir: Path, device: Device, autoscaler_gpus: str | None) -> int:
+def run(
+    source: str,
+    *,
+    models_dir: Path,
+    device: Device,
+    autoscaler_gpus: str | None,
+    http: HTTPSettings | None,
+) -> int:
     """Prints the YAML to stdout and warnings to stderr.
 
     Raises:
@@ -36,6 +44,6 @@ def run(source: str, *, models_dir: Path, device: Device, autoscaler_gpus: str |
     placement = place(on_ray(models.models), supply=supply)
     for lacking in placement.lacking:
         print(lacking, file=sys.stderr)
-    config = serve_config(placement, models_dir=models_dir, gpus=gpus)
+    config = serve_config(placement, models_dir=models_dir, gpus=gpus, http=http)
     print(to_yaml(config), end="")
     return 0

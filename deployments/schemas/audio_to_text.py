@@ -42,8 +42,10 @@ class AudioToTextRequest(Request):
 
     audio: bytes = Field(max_length=MAX_FILE_BYTES, repr=False)
     """The file, as it came."""
-    return_timestamps: Timestamps = "sentence"
-    metadata: str = Field(default="{}", max_length=MAX_METADATA_CHARS)
+    return_timestamps: Timestamps = Field(
+        default="sentence", json_schema_extra={"type": "string", "default": "true"}
+    )
+    metadata: str = Field(default="{}", max_length=MAX_METADATA_CHARS, repr=False)
     """Gateways put the duration there. Our replicas measure it instead; ai-runner believes it."""
 
     @field_validator("return_timestamps", mode="before")

@@ -1,0 +1,110 @@
+"""Runs requests on the replicas of a model, through Serve's handles."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Protocol, cast
+
+from ray import serve
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+
+from deployments.errors import InferenceFailed, ReplicaBroken, ReplicaError
+from deployments.ingress.config import ServedModel
+from deployments.ingress.errors import Overloaded
+from deployments.replica import DEADLINE_S
+from deployments.schemas.base import Chunk, Completed, Request, Result
+
+ATTEMPTS = 2
+"""A request whose replica died is run again: Serve itself does not, once it has begun. One that
+kills two replicas is not let near a third."""
+
+
+class Runner(Protocol):
+    """Where the work is done. Cancelling `run`, or closing `stream`, stops it."""
+
+    async def run(self, model: ServedModel, request: Request) -> Result:
+        """Returns the result.
+
+        Raises:
+            ReplicaError: the model did not serve it.
+            Overloaded: no replica is there for it.
+        """
+        ...
+
+    def stream(self, model: ServedModel, request: Request) -> AsyncGenerator[Chunk, None]:
+        """Yields the answer's chunks as they are computed; errors as `run`."""
+        ...
+
+
+class HandleRunner:
+    """One handle per model, made for its first request."""
+
+    def __init__(self) -> None:
+        """Makes no connection yet."""
+        self._handles: dict[str, DeploymentHandle[Completed[Result]]] = {}
+
+    async def run(self, model: ServedModel, request: Request) -> Result:
+        """Runs one request; see `Runner.run`."""
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return await self._run(model, request)
+            except ReplicaBroken:
+                continue
+        return await self._run(model, request)
+
+    async def _run(self, model: ServedModel, request: Request) -> Result:
+        try:
+            handle = await self._handle(model)
+            response = handle.run.remote(request, timeout_s=DEADLINE_S)
+            try:
+                completed: Completed[Result] = await response
+            except asyncio.CancelledError:
+                # Cancelling this task does not reach the replica, only this does (Ray 2.60).
+                response.cancel()  # type: ignore[no-untyped-call]
+                raise
+        except (RayError, RayServeException) as error:
+            raise self._failed(error, model) from error
+        return completed.result
+
+    async def stream(self, model: ServedModel, request: Request) -> AsyncGenerator[Chunk, None]:
+        """Streams one answer; see `Runner.stream`."""
+        try:
+            handle = await self._handle(model)
+            response = cast(
+                "DeploymentResponseGenerator[Chunk]",
+                handle.options(stream=True).stream.remote(request, timeout_s=DEADLINE_S),
+            )
+            try:
+                async for chunk in response:
+                    yield chunk
+            finally:
+                # A stream that nobody reads runs to its end otherwise, and holds its slot.
+                response.cancel()  # type: ignore[no-untyped-call]
+        except (RayError, RayServeException) as error:
+            raise self._failed(error, model) from error
+
+    async def _handle(self, model: ServedModel) -> DeploymentHandle[Completed[Result]]:
+        if model.app not in self._handles:
+            # Asks the controller, which may take a while: off the event loop.
+            self._handles[model.app] = await asyncio.to_thread(serve.get_app_handle, model.app)
+        return self._handles[model.app]
+
+    def _failed(self, error: Exception, model: ServedModel) -> Exception:
+        """What a handle's error means for the request."""
+        if isinstance(error, RayTaskError):
+            cause = error.cause
+            if isinstance(cause, ReplicaError):
+                return cause
+            return InferenceFailed(f"{type(cause).__name__}: {_first_line(cause)}")
+        # Not from the replica: the handle may belong to a Serve that was shut down.
+        self._handles.pop(model.app, None)
+        if isinstance(error, RayActorError):
+            return ReplicaBroken(f"insufficient capacity: the replica of {model.key} died")
+        if isinstance(error, RayServeException):
+            return Overloaded(f"{model.key} has no replica now")
+        return InferenceFailed(f"{type(error).__name__}: {_first_line(error)}")
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "")
