@@ -20,6 +20,7 @@ neither, even where the container repeats it.
 import asyncio
 import json
 import logging
+import re
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -69,9 +70,9 @@ REFUSALS = (
 
 BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 
-ANOTHER_MODEL = "pipeline configured with"
-"""How ai-runner begins its 400 to a job for a model that it does not serve: the entry's mistake,
-and not the caller's."""
+ANOTHER_MODEL = re.compile("pipeline .*configured with .* but called with ")
+"""How ai-runner and our own HTTP API begin their 400 to a job for a model that they do not serve:
+the entry's mistake, and not the caller's."""
 
 BROKEN = (aiohttp.ClientOSError, aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError)
 """What is raised when a connection ends before the answer does."""
@@ -194,7 +195,7 @@ class ExternalBackend:
 
     def _refused(self, status: int, body: bytes | bytearray) -> JobError:
         words = self._without_token(_words(body)) or "it does not say why"
-        if status == HTTPStatus.BAD_REQUEST and not words.startswith(ANOTHER_MODEL):
+        if status == HTTPStatus.BAD_REQUEST and not ANOTHER_MODEL.match(words):
             self.health.answered()
             return JobRejected(words)
         if status == HTTPStatus.INTERNAL_SERVER_ERROR:

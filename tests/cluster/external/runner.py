@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiohttp import web
+from aiohttp import BodyPartReader, web
+from pydantic import SecretStr
 
 from cluster.ai_models import AIModel
 from cluster.ai_models_types import ModelKey
@@ -134,8 +135,6 @@ async def raw_server(answer: bytes, *, again: bytes = b"") -> AsyncIterator[str]
 
 def entry(key: ModelKey, url: str, *, capacity: int = 2, token: str = "") -> AIModel:
     """An entry with a url."""
-    from pydantic import SecretStr
-
     return AIModel(
         **key._asdict(),
         warm=True,
@@ -190,6 +189,7 @@ async def _seen(request: web.Request) -> Seen:
         document = await request.json()
     else:
         async for part in await request.multipart():
+            assert isinstance(part, BodyPartReader)
             assert part.name
             fields[part.name] = (await part.read()).decode()
             if part.filename:

@@ -89,6 +89,8 @@ async def test_two_failures_and_it_gets_none_until_it_is_healthy_again(
         container.health = {"status": "OK"}
         await until(lambda: backend.slots() == 2)
         assert backend.health.facts.version == "0.15.0"
+        backend.health.unreachable("once")
+        assert backend.slots() == 2, "what was before is forgotten"
 
 
 async def test_one_failure_changes_nothing(http: aiohttp.ClientSession) -> None:

@@ -69,7 +69,8 @@ def test_frames_become_one_video_with_the_first_ones_seed() -> None:
     assert (result.seed, result.nsfw) == (9, True)
     with av.open(io.BytesIO(result.video.data), mode="r") as container:
         stream = container.streams.video[0]
-        assert (stream.width, stream.height, stream.average_rate) == (64, 32, 8)
+        assert (stream.width, stream.height) == (64, 32)
+        assert stream.average_rate == 8
         shades = [shown.to_ndarray(format="gray").mean() for shown in container.decode(stream)]
     assert shades == pytest.approx([0, 100, 200], abs=20)
 
