@@ -19,6 +19,7 @@
     │   └── AIModelsError                   .problems
     ├── ContainerError                    an external container
     │   ├── NotHealthy                      a check that failed
+    │   │   └── NoAnswer                      in time
     │   └── ReportedError                   in the middle of a stream
     ├── ClusterUnreachable                no Ray cluster; exit status 4, worth another try
     ├── DownloadFailed                    a model that could not be fetched
@@ -66,6 +67,7 @@ __all__ = [
     "ModelBroken",
     "ModelError",
     "ModelNotFound",
+    "NoAnswer",
     "NotHealthy",
     "OrchestratorRefused",
     "OrchestratorUnreachable",
@@ -165,6 +167,10 @@ class ContainerError(LivepeerRayError):
 
 class NotHealthy(ContainerError):
     """A health check failed."""
+
+
+class NoAnswer(NotHealthy):
+    """It did not answer in time: it hangs, or it is busy."""
 
 
 class ReportedError(ContainerError):

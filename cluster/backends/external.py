@@ -126,7 +126,7 @@ class ExternalBackend:
         """Runs one request; see `Backend.run`."""
         clock = asyncio.get_running_loop().time
         started = clock()
-        with self._sorted():
+        with self._sorted(), self.health.job():
             async with self._post(key, request, timeout_s=timeout_s) as response:
                 body = await bounded_read(response, MAX_ANSWER_BYTES)
             if body is None:
@@ -144,7 +144,7 @@ class ExternalBackend:
         clock = asyncio.get_running_loop().time
         started = clock()
         gap_bytes = 0
-        with self._sorted():
+        with self._sorted(), self.health.job():
             async with self._post(key, request, timeout_s=timeout_s) as response:
                 if response.content_type != "text/event-stream":
                     raise ValueError(f"a stream is not of the type {response.content_type!r}")

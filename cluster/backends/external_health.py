@@ -2,9 +2,12 @@
 
     not yet asked ──ok──▶ ready ──two failures in a row──▶ not ready ──ok──▶ ready
 
-A failure is a health check that fails, or a job's connection that does. A container that is
-healthy and answers two jobs in a row with what is no answer (a wrong token, a wrong address, a
-page of a proxy) rests for a while: asking it would not tell whether that has changed.
+A failure is a health check that fails, or a job's connection that does. Silence is none while a
+job runs there: ai-runner computes in its event loop and answers nobody meanwhile
+(runner/src/runner/routes/text_to_image.py and others). Whether it hangs, the job's deadline tells.
+
+A container that is healthy and answers two jobs in a row with what is no answer (a wrong token, a
+wrong address, a page of a proxy) rests for a while: asking it would not tell whether that changed.
 
 The waiting at the start is go-livepeer's (ai/worker/container.go); there, nobody asks again later.
 There too a container that loads counts as ready. Its jobs would fail, so here it does not.
@@ -12,10 +15,11 @@ There too a container that loads counts as ready. Its jobs would fail, so here i
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from cluster.errors import NotHealthy
+from cluster.errors import NoAnswer, NotHealthy
 from cluster.hardware import GPU
 
 logger = logging.getLogger(__name__)
@@ -80,6 +84,7 @@ class Health:
         self._failures = 0
         self._misfits = 0
         self._resting_until = 0.0
+        self._jobs = 0
 
     @property
     def ready(self) -> bool:
@@ -94,6 +99,15 @@ class Health:
     @property
     def _resting(self) -> bool:
         return asyncio.get_running_loop().time() < self._resting_until
+
+    @contextmanager
+    def job(self) -> Iterator[None]:
+        """A job runs there."""
+        self._jobs += 1
+        try:
+            yield
+        finally:
+            self._jobs -= 1
 
     def unreachable(self, why: str) -> None:
         """A job's connection could not be made, or broke."""
@@ -117,10 +131,12 @@ class Health:
         late_at = clock() + self._start_s
         late = False
         while True:
+            working = self._jobs > 0
             try:
                 await self._check()
             except NotHealthy as error:
-                self._failed(str(error))
+                if not (isinstance(error, NoAnswer) and (working or self._jobs)):
+                    self._failed(str(error))
             else:
                 await self._healthy()
                 late = True

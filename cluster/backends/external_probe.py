@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 from cluster.ai_models import ModelKey
 from cluster.backends.external_health import Facts
 from cluster.bounded_read import bounded_read
-from cluster.errors import NotHealthy
+from cluster.errors import NoAnswer, NotHealthy
 from cluster.hardware import GPU
 from deployments.schemas.base import explain
 
@@ -84,6 +84,7 @@ class Probe:
         """Returns for a healthy container.
 
         Raises:
+            NoAnswer: there was none in time.
             NotHealthy: otherwise, with the reason.
         """
         health = await self._get("/health")
@@ -147,7 +148,7 @@ class Probe:
                     raise NotHealthy(f"{path} answers {response.status}")
                 body = await bounded_read(response, MAX_BYTES)
         except TimeoutError:
-            raise NotHealthy(f"{path} does not answer within {TIMEOUT_S:g} s") from None
+            raise NoAnswer(f"{path} does not answer within {TIMEOUT_S:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise NotHealthy(f"{path}: {error or type(error).__name__}") from error
         if body is None:

@@ -53,6 +53,8 @@ class Runner:
     seen: list[Seen] = field(default_factory=list)
     checks: int = 0
     """Of its health."""
+    silent: bool = False
+    """Whether they are not answered."""
     cancelled: int = 0
     """Jobs whose client went away."""
 
@@ -62,6 +64,8 @@ class Runner:
 
     async def _health(self, _: web.Request) -> web.Response:
         self.checks += 1
+        while self.silent:
+            await asyncio.sleep(0.01)
         if isinstance(self.health, int):
             return web.Response(status=self.health)
         return web.json_response(self.health)

@@ -8,7 +8,9 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
+from cluster.backends import external_probe
 from cluster.backends.external import ExternalBackend
 from cluster.errors import JobError
 from cluster.hardware import GPU
@@ -101,6 +103,32 @@ async def test_one_failure_changes_nothing(http: aiohttp.ClientSession) -> None:
     assert backend.slots() == 2
     health.unreachable("twice")
     assert (backend.slots(), health.why_not) == (0, "twice")
+
+
+async def test_one_that_computes_answers_nobody_meanwhile(
+    container: Runner, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(external_probe, "TIMEOUT_S", 0.05)
+    done = asyncio.Event()
+
+    async def compute(_: web.Request) -> web.Response:
+        container.silent = True
+        await done.wait()
+        container.silent = False
+        return web.json_response(images(PNG))
+
+    container.answer = compute
+    async with watched(container.url, http) as backend:
+        await until(backend.slots)
+        job = asyncio.create_task(run(backend))
+        await until(lambda: container.silent)
+        await asked_again(container, 4)
+        assert backend.slots() == 2
+        done.set()
+        await job
+        container.silent = True
+        await until(lambda: not backend.slots())
+        assert "does not answer within" in backend.health.why_not
 
 
 @pytest.mark.parametrize(
