@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -98,8 +97,6 @@ class Deployed:
     ray: RayCluster
     home: Path
     """An operator's home directory, with everything where go-livepeer keeps it."""
-    http: str
-    """Base url of the HTTP API."""
 
     @property
     def models_dir(self) -> Path:
@@ -119,18 +116,12 @@ class Deployed:
         return str(some)
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
-
-
 @pytest.fixture(scope="session")
 def deployed(
     ray: RayCluster, tiny_models_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployed]:
     """All tiny models, one of them twice, one that is broken and one that is missing."""
-    home = tmp_path_factory.mktemp("home")
-    deployed = Deployed(ray=ray, home=home, http=f"http://127.0.0.1:{free_port()}")
+    deployed = Deployed(ray=ray, home=tmp_path_factory.mktemp("home"))
     models_dir, ai_models = deployed.models_dir, deployed.ai_models
     models_dir.mkdir(parents=True)
     tiny = json.loads((tiny_models_dir / "aiModels.json").read_text())
@@ -168,7 +159,6 @@ def deployed(
                 *("--ai-models", ai_models),
                 *("--ai-models-dir", models_dir),
                 *("--device", "cpu"),
-                *("--http", deployed.http.removeprefix("http://")),
             ],
             stdout=file,
             check=True,
