@@ -7,6 +7,7 @@ see, holds their SHA-256.
 
 import argparse
 import ipaddress
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,6 +76,19 @@ def http_settings(arguments: argparse.Namespace) -> HTTPSettings | None:
     if not tokens and not _is_loopback(host):
         raise ConfigError(f"--http {arguments.http} is open to the network: it needs --http-tokens")
     return HTTPSettings(host=host, port=port, tokens=tokens)
+
+
+def is_taken(host: str, port: int) -> bool:
+    """Whether somebody else listens there, on this machine.
+
+    Serve itself would not notice: its proxies share their port with whoever allows it, and then
+    each gets some of the connections.
+    """
+    try:
+        with socket.create_server((host, port), family=_family(host)):
+            return False
+    except OSError:
+        return True
 
 
 def http_options(http: HTTPSettings | None) -> dict[str, Any]:
@@ -165,6 +179,10 @@ def _token(words: Sequence[str], where: str) -> Token:
         if "/" not in model:
             raise ConfigError(f"{where}: want pipeline/model_id, got {model!r}")
     return Token.of(token, models=tuple(models))
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def _is_loopback(host: str) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 
 from cluster import serve_client
 from cluster.ai_models import AIModel
+from cluster.errors import ConfigError
 from cluster.http_api import HTTPSettings
 from cluster.placement import UNBOUNDED, GPUNode, Lacking, Placement, place
 from cluster.serve_config import app_name, on_ray, serve_config
@@ -54,7 +55,7 @@ class Reconciler:
         self._models_dir = models_dir
         self._device = device
         self._most = most
-        self._http = http
+        self._http, self._http_checked = http, False
         self._clock = clock
         self._gpus: bool | None = None
         self._lacking: tuple[Lacking, ...] = ()
@@ -78,6 +79,8 @@ class Reconciler:
         Raises:
             RayError: the cluster does not answer.
         """
+        if not self._http_checked:
+            self._http, self._http_checked = _usable(self._http), True
         placement = self._place(models)
         config = serve_config(
             placement, models_dir=self._models_dir, gpus=bool(self._gpus), http=self._http
@@ -153,6 +156,17 @@ class Reconciler:
                 logger.info("every entry has the GPUs that it wants")
             self._lacking = placement.lacking
         return placement
+
+
+def _usable(http: HTTPSettings | None) -> HTTPSettings | None:
+    """None where it cannot be had, which stops nothing else."""
+    if http is not None:
+        try:
+            serve_client.check_http(http)
+        except ConfigError as error:
+            logger.error("no HTTP API: %s", error)  # noqa: TRY400 - a setting is wrong, not us
+            return None
+    return http
 
 
 def _given_up(models: Sequence[AIModel]) -> set[str]:

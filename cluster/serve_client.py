@@ -26,8 +26,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.ai_models import AIModel, ModelKey
 from cluster.capacity import ModelStatus
 from cluster.cold import Scaling
-from cluster.errors import ClusterUnreachable
+from cluster.errors import ClusterUnreachable, ConfigError
+from cluster.http_api import HTTPSettings, is_taken
 from cluster.serve_config import app_name
+from cluster.settings import host_port
 from deployments.model_args import DEPLOYMENT
 
 logger = logging.getLogger(__name__)
@@ -135,6 +137,39 @@ def deploy(config: Mapping[str, Any]) -> None:
     for name in sorted(details()["applications"].keys() - names):
         logger.warning("removing the application %s", name)
     client.deploy_apps(schema)
+
+
+def check_http(http: HTTPSettings) -> None:
+    """Says so where Serve's proxies will not listen as they should. To be asked before `deploy`.
+
+    They are started with Serve: a Serve that runs goes on with those that it has.
+
+    Raises:
+        ConfigError: they will not listen at all.
+    """
+    there = details()
+    if "proxy_location" not in there:
+        if _on_the_head() and is_taken(http.host, http.port):
+            raise ConfigError(
+                f"--http {host_port((http.host, http.port))}: somebody else listens there"
+            )
+        return
+    if _text(there["proxy_location"]) == "Disabled":
+        raise ConfigError("Serve runs without HTTP, and would have to be shut down to change that")
+    options = there["http_options"]
+    if (options["host"], options["port"]) != (http.host, http.port):
+        logger.warning(
+            "Serve's HTTP listens on %s, and will until it is shut down",
+            host_port((options["host"], options["port"])),
+        )
+
+
+def _on_the_head() -> bool:
+    """Whether this process is on the machine where Serve's proxy will be."""
+    here = ray.get_runtime_context().get_node_id()
+    return any(
+        node["NodeID"] == here and "node:__internal_head__" in node["Resources"] for node in nodes()
+    )
 
 
 def details() -> dict[str, Any]:

@@ -29,6 +29,7 @@ from deployments.errors import (
     ReplicaBroken,
     ReplicaError,
 )
+from deployments.hardware import GPU, own_gpus
 from deployments.loading import find_snapshot, model_errors, one_line, quiet_libraries
 from deployments.model_args import ModelArgs
 from deployments.schemas.base import Completed, Request, Result
@@ -181,6 +182,10 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
                 f"{self.args.model_id}: the model is stuck, it should have stopped "
                 f"{-inferring.seconds:.0f} s ago"
             )
+
+    async def gpus(self) -> list[GPU]:
+        """Tells the GPUs that this replica has, as they are now."""
+        return await asyncio.to_thread(own_gpus)
 
     def close(self) -> None:
         """Ends the threads; requests that wait are dropped. A process that exits needs no close."""

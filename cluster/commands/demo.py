@@ -160,6 +160,8 @@ async def _worker(url: str, models: Path, secret: str, logs: Logs) -> AsyncItera
         "start",
         *("--ray-address", "local"),
         *("--orch-addr", url),
+        # It shows the orchestrator's way, and must not stop at a port that is taken.
+        *("--http", "none"),
         *("--ai-models", str(models / "aiModels.json")),
         *("--ai-models-dir", str(models)),
         "--log-json",

@@ -30,7 +30,7 @@ def run(
         print(warning, file=sys.stderr)
     available = len(most)
     if device is Device.AUTO and not most:
-        from cluster.hardware import local_gpus
+        from deployments.hardware import local_gpus
 
         available = len(local_gpus())
     gpus = device.gpus(available)

@@ -7,9 +7,9 @@ served it. There its health, version and hardware are that model's alone.
 
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Body, Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.responses import Response
 from fastapi.security import HTTPBearer
 
@@ -28,7 +28,7 @@ MAX_JSON_BYTES = 16 * 1024 * 1024
 MAX_FIELDS_BYTES = 8 * 1024 * 1024
 """Of a form, beside its file: twice what its longest field may have."""
 
-FORM_LIMITS = {"max_files": 1, "max_fields": 100, "max_part_size": 5_000_000}
+FORM_LIMITS: Any = {"max_files": 1, "max_fields": 100, "max_part_size": 5_000_000}
 """The last because a mask of segment-anything-2 is larger than Starlette's 1 MB."""
 
 BASE = "{base:path}"
@@ -85,13 +85,12 @@ def _json_endpoint(service: Service, pipeline: Pipeline) -> Callable[..., Any]:
     async def answer(request: Request, parameters: Any) -> Response:
         return await service.answer(request, pipeline, parameters.model_dump())
 
-    body = Annotated[json_model(pipeline, body_name(pipeline)), Body()]
-    answer.__annotations__["parameters"] = body
+    answer.__annotations__["parameters"] = json_model(pipeline, body_name(pipeline))
     return answer
 
 
 def _add_facts(app: FastAPI, service: Service) -> None:
-    """Adds what is asked about the models. It costs them nothing: all of it is at hand."""
+    """Adds what is asked about the models. It takes no slot, and health asks nobody."""
 
     async def health(request: Request) -> documents.HealthCheck:
         return documents.HealthCheck(status=service.health(_address(request)).value)
@@ -102,13 +101,15 @@ def _add_facts(app: FastAPI, service: Service) -> None:
 
     async def hardware_info(request: Request) -> documents.HardwareInformation:
         address = _address(request)
-        key, gpus = service.about(address), service.gpus(address)
-        return documents.HardwareInformation(**key._asdict(), gpu_info=gpus)
+        key, gpus = service.about(address), await service.gpus(address)
+        facts = map(documents.compute_info, gpus)
+        return documents.HardwareInformation(**key._asdict(), gpu_info=dict(enumerate(facts)))
 
     async def hardware_stats(request: Request) -> documents.HardwareStats:
         address = _address(request)
-        key, gpus = service.about(address), service.gpus(address)
-        return documents.HardwareStats(**key._asdict(), gpu_stats=gpus)
+        key, gpus = service.about(address), await service.gpus(address)
+        facts = map(documents.utilization_info, gpus)
+        return documents.HardwareStats(**key._asdict(), gpu_stats=dict(enumerate(facts)))
 
     for path, endpoint in (
         ("/health", health),

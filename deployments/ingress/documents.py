@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from deployments.hardware import GPU
 from deployments.registry import Pipeline
+from deployments.schemas.base import Request
 
 TITLE = "livepeer-ray"
 
@@ -31,6 +33,20 @@ class HTTPError(BaseModel):
     """An error."""
 
     detail: APIError = Field(description="What went wrong.")
+
+
+class ValidationError(BaseModel):
+    """A parameter that cannot be read."""
+
+    loc: list[int | str] = Field(description="Where it is.")
+    msg: str = Field(description="What is wrong with it.")
+    type: str = Field(description="The same in one word.")
+
+
+class HTTPValidationError(BaseModel):
+    """Parameters that cannot be read."""
+
+    detail: list[ValidationError] = Field(default=[], description="All of them.")
 
 
 class HealthCheck(BaseModel):
@@ -87,6 +103,30 @@ class HardwareStats(BaseModel):
     gpu_stats: dict[int, GPUUtilizationInfo]
 
 
+def compute_info(gpu: GPU) -> GPUComputeInfo:
+    """Returns what is always so of a GPU, and its memory."""
+    return GPUComputeInfo(
+        id=gpu.id,
+        name=gpu.name,
+        memory_total=gpu.memory_total_bytes,
+        memory_free=gpu.memory_free_bytes,
+        major=gpu.major,
+        minor=gpu.minor,
+    )
+
+
+def utilization_info(gpu: GPU) -> GPUUtilizationInfo:
+    """Returns what a GPU is at."""
+    return GPUUtilizationInfo(
+        id=gpu.id,
+        name=gpu.name,
+        memory_total=gpu.memory_total_bytes,
+        memory_free=gpu.memory_free_bytes,
+        utilization_compute=gpu.compute_percent,
+        utilization_memory=gpu.memory_percent,
+    )
+
+
 def title_of(pipeline: Pipeline) -> str:
     """Returns `Text To Image`."""
     return ALSO_NAMED.get(pipeline.name) or pipeline.name.replace("-", " ").title()
@@ -95,18 +135,22 @@ def title_of(pipeline: Pipeline) -> str:
 def operation_of(pipeline: Pipeline) -> dict[str, Any]:
     """Returns how its route is documented."""
     (summary, *_) = (pipeline.request.__doc__ or "").splitlines()
-    wrong: dict[int | str, dict[str, Any]] = {
+    responses: dict[int | str, dict[str, Any]] = {
         status: {"model": HTTPError} for status in (400, 401, 404, 413, 500, 503)
     }
+    responses[422] = {"model": HTTPValidationError}
     if pipeline.name == "audio-to-text":
-        wrong[415] = {"model": HTTPError}
+        responses[415] = {"model": HTTPError}
+    if pipeline.request.wants_stream is not Request.wants_stream:
+        events = {"schema": {"type": "string"}}
+        responses[200] = {"content": {"text/event-stream": events}}
     return {
         "operation_id": f"gen{title_of(pipeline).replace(' ', '')}",
         "summary": title_of(pipeline),
         "description": summary,
         "tags": ["generate"],
         "response_model": pipeline.response,
-        "responses": wrong,
+        "responses": responses,
     }
 
 

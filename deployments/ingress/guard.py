@@ -58,6 +58,7 @@ def _from_here(request: Request) -> bool:
     if request.client is None:
         return True  # a Unix socket
     try:
-        return ipaddress.ip_address(request.client.host).is_loopback
+        address = ipaddress.ip_address(request.client.host)
     except ValueError:
         return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback

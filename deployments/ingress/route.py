@@ -1,6 +1,7 @@
 """What happens to a request before its body is read: who sends it, how much, and beside whom."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -21,7 +22,7 @@ def guarded_route(service: Service, *, max_body_bytes: int) -> type[APIRoute]:
     under_way = 0
 
     class GuardedRoute(APIRoute):
-        def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             handle = super().get_route_handler()
 
             async def guarded(request: Request) -> Response:

@@ -1,7 +1,8 @@
 """Runs requests on the replicas of a model, through Serve's handles."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+import logging
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol, cast
 
 from ray import serve
@@ -10,14 +11,21 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from deployments.errors import InferenceFailed, ReplicaBroken, ReplicaError
+from deployments.hardware import GPU
 from deployments.ingress.config import ServedModel
 from deployments.ingress.errors import Overloaded
 from deployments.replica import DEADLINE_S
 from deployments.schemas.base import Chunk, Completed, Request, Result
 
+logger = logging.getLogger("ray.serve")
+
 ATTEMPTS = 2
 """A request whose replica died is run again: Serve itself does not, once it has begun. One that
 kills two replicas is not let near a third."""
+
+
+FACTS_TIMEOUT_S = 3.0
+"""For the replicas to tell their GPUs, for which go-livepeer waits 5 s."""
 
 
 class Runner(Protocol):
@@ -34,6 +42,10 @@ class Runner(Protocol):
 
     def stream(self, model: ServedModel, request: Request) -> AsyncGenerator[Chunk, None]:
         """Yields the answer's chunks as they are computed; errors as `run`."""
+        ...
+
+    async def gpus(self, model: ServedModel) -> Sequence[GPU]:
+        """Tells the GPUs of the model's replicas; none where they do not answer."""
         ...
 
 
@@ -83,6 +95,18 @@ class HandleRunner:
                 response.cancel()  # type: ignore[no-untyped-call]
         except (RayError, RayServeException) as error:
             raise self._failed(error, model) from error
+
+    async def gpus(self, model: ServedModel) -> Sequence[GPU]:
+        """Asks all replicas, past what they are at; see `Runner.gpus`."""
+        try:
+            handle = await self._handle(model)
+            answers = await handle.broadcast("gpus").results_async(
+                timeout_s=FACTS_TIMEOUT_S, return_exceptions=True
+            )
+        except (RayError, RayServeException, TimeoutError) as error:
+            logger.info("%s does not tell its GPUs: %s", model.key, type(error).__name__)
+            return ()
+        return [gpu for answer in answers if isinstance(answer, list) for gpu in answer]
 
     async def _handle(self, model: ServedModel) -> DeploymentHandle[Completed[Result]]:
         if model.app not in self._handles:

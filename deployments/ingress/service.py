@@ -1,13 +1,14 @@
 """What the routes call: from a request's parameters to its response."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from fastapi import Request, UploadFile
 from fastapi.responses import Response
 
+from deployments.hardware import GPU
 from deployments.ingress.answers import document_response, events_response
 from deployments.ingress.config import IngressConfig, ModelKey, ServedModel
 from deployments.ingress.errors import Overloaded, TooLarge
@@ -58,9 +59,16 @@ class Service:
         models = self.served.models
         return models[0].key if len(models) == 1 else ModelKey("", "")
 
-    def gpus(self, address: ModelKey | None) -> dict[int, Any]:
-        """Tells the GPUs of one model, or of all."""
-        return {}
+    async def gpus(self, address: ModelKey | None) -> Sequence[GPU]:
+        """Tells the GPUs of one model's replicas, or of all.
+
+        Raises:
+            NotServed: as `health`.
+        """
+        models = self.served.models if address is None else [self.served.at(address)]
+        found = await asyncio.gather(*(self._runner.gpus(model) for model in models))
+        # Several small models may share a card.
+        return list({gpu.id: gpu for gpus in found for gpu in gpus}.values())
 
     async def answer(
         self, request: Request, pipeline: Pipeline, parameters: dict[str, Any]

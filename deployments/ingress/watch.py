@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from ray import serve
-from ray.serve.schema import ApplicationStatus, ReplicaState
+from ray.serve.schema import ApplicationStatus
 
 from deployments.ingress.served import Seen
 from deployments.model_args import DEPLOYMENT
@@ -17,7 +17,7 @@ INTERVAL_S = 0.5
 
 FAILED = frozenset({ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY})
 
-COMING = frozenset({ReplicaState.STARTING, ReplicaState.UPDATING, ReplicaState.RECOVERING})
+COMING = ("STARTING", "UPDATING", "RECOVERING")
 
 
 async def watch(
@@ -52,9 +52,10 @@ def applications() -> dict[str, Seen]:
     seen = {}
     for name, application in serve.status().applications.items():
         deployment = application.deployments.get(DEPLOYMENT)
-        states = deployment.replica_states if deployment else {}
+        replicas = deployment.replica_states if deployment else {}
+        states = {state.value: number for state, number in replicas.items()}
         seen[name] = Seen(
-            running=states.get(ReplicaState.RUNNING, 0),
+            running=states.get("RUNNING", 0),
             starting=sum(states.get(state, 0) for state in COMING),
             failed=application.status in FAILED,
             rebuilding=deployment is None and application.status == ApplicationStatus.DEPLOYING,

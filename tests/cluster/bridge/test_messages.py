@@ -14,8 +14,8 @@ from cluster.bridge.peer import Peer
 from cluster.bridge.results import failure
 from cluster.capacity import Capacity, ModelCapacity
 from cluster.errors import InsufficientCapacity, JobError, JobRejected
-from cluster.hardware import GPU
 from cluster.protocol import lp_rpc_pb2 as pb
+from deployments.hardware import GPU
 from deployments.schemas.text_to_image import TextToImageRequest
 
 A = ModelKey("text-to-image", "org/a")

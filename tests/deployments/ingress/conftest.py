@@ -66,6 +66,7 @@ async def api(application: Application) -> AsyncIterator[API]:
     # Without its main loop, which looks ten times a second whether it is to end.
     config.load()
     server = uvicorn.Server(config)
+    server.force_exit = True  # without a wait for connections to close
     server.lifespan = config.lifespan_class(config)
     await server.startup()
     host, port = server.servers[0].sockets[0].getsockname()[:2]

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 
+from deployments.hardware import GPU
 from deployments.ingress.config import ModelKey, ServedModel
 from deployments.registry import PIPELINES
 from deployments.schemas.audio_to_text import AudioToTextRequest, AudioToTextResult
@@ -57,6 +58,20 @@ def answer(request: Request) -> Result:
     raise TypeError(request)
 
 
+def gpu(uuid: str) -> GPU:
+    """A card."""
+    return GPU(
+        id=uuid,
+        name="NVIDIA H100",
+        major=9,
+        minor=0,
+        memory_free_bytes=5,
+        memory_total_bytes=80,
+        compute_percent=60,
+        memory_percent=20,
+    )
+
+
 @dataclass(kw_only=True)
 class StandIn:
     """A `Runner` that a test holds in its hand."""
@@ -90,6 +105,10 @@ class StandIn:
         if self.failure:
             raise self.failure
         return answer(request)
+
+    async def gpus(self, model: ServedModel) -> list[GPU]:
+        """Tells a card of the model's own and one that all models share."""
+        return [gpu(f"GPU-{model.model_id}"), gpu("GPU-shared")]
 
     async def stream(self, model: ServedModel, request: Request) -> AsyncGenerator[Chunk, None]:
         """Answers word by word."""

@@ -83,13 +83,14 @@ async def test_forms_carry_values_of_every_type(api: API) -> None:
 
 
 async def test_what_the_reference_takes_is_taken(api: API) -> None:
-    metadata = {"metadata": '{"duration": "12"}', "return_timestamps": "word"}
+    metadata: dict[str, Any] = {"metadata": '{"duration": "12"}', "return_timestamps": "word"}
     assert (await api.post("/audio-to-text", **body("audio-to-text", **metadata)))[0] == 200
     ((_, request),) = api.models.requests
     assert isinstance(request, AudioToTextRequest)
     assert request.return_timestamps == "word"
 
 
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 async def test_a_mask_is_larger_than_other_fields(api: API) -> None:
     mask = str([[[0.12345678901234] * 256] * 256])
     assert len(mask) > 2**20
