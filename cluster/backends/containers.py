@@ -13,7 +13,7 @@ from cluster.backends.external import ExternalBackend
 from cluster.backends.external_health import INTERVAL_S, REST_S, START_S
 from cluster.backends.shared import Place
 from cluster.capacity import Capacity, ModelCapacity
-from cluster.hardware import GPU
+from deployments.hardware import GPU
 
 VERSION = re.compile(r"v?(\d+)(?:\.(\d+))?(?:\.(\d+))?(?:[-+].*)?", re.ASCII)
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cluster.errors import NoAnswer, NotHealthy
-from cluster.hardware import GPU
+from deployments.hardware import GPU
 
 logger = logging.getLogger(__name__)
 

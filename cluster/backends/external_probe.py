@@ -18,7 +18,7 @@ from cluster.ai_models import ModelKey
 from cluster.backends.external_health import Facts
 from cluster.bounded_read import bounded_read
 from cluster.errors import NoAnswer, NotHealthy
-from cluster.hardware import GPU
+from deployments.hardware import GPU
 from deployments.schemas.base import explain
 
 logger = logging.getLogger(__name__)

@@ -5,13 +5,19 @@ without the HTTP API in between.
 """
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
 from deployments.registry import PIPELINES
-from tests.e2e.conftest import PIPELINE, SECOND, SECRET, TINY, Deployed, Orchestrator, free_port
+from tests.e2e.conftest import PIPELINE, SECOND, SECRET, TINY, Deployed, Orchestrator
 from tests.e2e.programs import livepeer_ray
 from tests.e2e.test_pipelines import CHECKS, REQUESTS, Answers, body_of
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
 
 
 def entries(deployed: Deployed) -> list[dict[str, Any]]:

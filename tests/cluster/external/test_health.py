@@ -13,7 +13,7 @@ from aiohttp import web
 from cluster.backends import external_probe
 from cluster.backends.external import ExternalBackend
 from cluster.errors import JobError
-from cluster.hardware import GPU
+from deployments.hardware import GPU
 from tests.cluster.external.runner import IMAGES, PNG, Runner, entry, images, raw_server
 from tests.cluster.external.test_external import failure, run
 
