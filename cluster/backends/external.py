@@ -194,7 +194,7 @@ class ExternalBackend:
             yield response
 
     def _refused(self, status: int, body: bytes | bytearray) -> JobError:
-        words = self._without_token(_words(body)) or "it does not say why"
+        words = self._quoted(_words(body)) or "it does not say why"
         if status == HTTPStatus.BAD_REQUEST and not ANOTHER_MODEL.match(words):
             self.health.answered()
             return JobRejected(words)
@@ -230,14 +230,16 @@ class ExternalBackend:
                 dead=secrets.token_hex(8),
             ) from error
         except ReportedError as error:
-            raise JobFailed(self._without_token(str(error))) from None
+            raise JobFailed(self._quoted(str(error))) from None
         except (aiohttp.ClientError, LineTooLong, ValueError) as error:
-            why = self._without_token(_reason(error))[:200]
+            why = self._quoted(_reason(error))[:200]
             self.health.misfit(f"it answers jobs with what is no answer: {why}")
             raise ReplicaLost(f"the container of {self.model.key} gave no answer: {why}") from error
 
-    def _without_token(self, words: str) -> str:
-        return words.replace(self._token, "(token)") if self._token else words
+    def _quoted(self, words: str) -> str:
+        """The container's words as a log can hold them, on one line and without the token."""
+        line = "".join(filter(str.isprintable, " ".join(words.split())))
+        return line.replace(self._token, "(token)") if self._token else line
 
 
 def _words(body: bytes | bytearray) -> str:

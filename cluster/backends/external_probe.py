@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import Annotated, Any, TypeVar
 
 import aiohttp
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from cluster.ai_models import ModelKey
 from cluster.backends.external_health import Facts
@@ -34,7 +34,12 @@ NOT_READY = {
 }
 """By status in /health. Every other one means ready (go-livepeer, ai/worker/container.go)."""
 
-Word = Annotated[str, Field(max_length=200)]
+Word = Annotated[
+    str,
+    Field(max_length=200),
+    # It is shown in logs and terminals.
+    AfterValidator(lambda value: "".join(filter(str.isprintable, value))),
+]
 Small = Annotated[int, Field(ge=0, lt=2**31)]
 Bytes = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -150,7 +155,8 @@ class Probe:
         except TimeoutError:
             raise NoAnswer(f"{path} does not answer within {TIMEOUT_S:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise NotHealthy(f"{path}: {error or type(error).__name__}") from error
+            why = " ".join(str(error).split()) or type(error).__name__
+            raise NotHealthy(f"{path}: {why}") from error
         if body is None:
             raise NotHealthy(f"{path} answers more than {MAX_BYTES} bytes")
         try:

@@ -125,6 +125,16 @@ async def test_a_token_that_is_repeated_is_not_passed_on(
     assert container.seen[-1].headers["Authorization"] == f"Bearer {TOKEN}"
 
 
+async def test_what_a_container_says_cannot_forge_a_line_of_the_log(
+    container: Runner, http: Http, caplog: pytest.LogCaptureFixture
+) -> None:
+    container.answer, container.status = said("no\nERROR all is lost\x1b[2J"), 404
+    backend = ExternalBackend(container.model(), http=http)
+    for _ in range(2):
+        await failure(backend)
+    assert "it answers jobs with 404: no ERROR all is lost[2J" in caplog.text
+
+
 async def test_one_that_hangs_is_left_at_the_deadline(container: Runner, http: Http) -> None:
     async def hang(_: web.Request) -> web.Response:
         await asyncio.sleep(3600)
