@@ -129,7 +129,7 @@ class Health:
         """Asks for ever; to be cancelled."""
         clock = asyncio.get_running_loop().time
         late_at = clock() + self._start_s
-        late = False
+        starting = True
         while True:
             working = self._jobs > 0
             try:
@@ -139,17 +139,17 @@ class Health:
                     self._failed(str(error))
             else:
                 await self._healthy()
-                late = True
-            if not late and clock() >= late_at:
-                late = True
+                starting = False
+            if starting and clock() >= late_at:
+                starting = False
                 logger.error(
                     "%s is not healthy after %.0f s: %s; it is asked on",
                     self._name,
                     self._start_s,
                     self._why,
                 )
-            soon = min(START_INTERVAL_S, self._interval_s)
-            await asyncio.sleep(self._interval_s if late else soon)
+            soon_s = min(START_INTERVAL_S, self._interval_s)
+            await asyncio.sleep(soon_s if starting else self._interval_s)
 
     async def _healthy(self) -> None:
         self._failures = 0
