@@ -74,7 +74,7 @@ ANOTHER_MODEL = re.compile("pipeline .*configured with .* but called with ")
 """How ai-runner and our own HTTP API begin their 400 to a job for a model that they do not serve:
 the entry's mistake, and not the caller's."""
 
-BROKEN = (aiohttp.ClientOSError, aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError)
+BROKEN = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)
 """What is raised when a connection ends before the answer does."""
 
 

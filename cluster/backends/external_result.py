@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from cluster.errors import ReportedError
 from deployments.errors import BadRequest
@@ -44,7 +44,7 @@ MAX_NAME_CHARS = 200
 MAX_CHUNK_CHARS = 2_000
 """As in our own streams: JSON escapes a character in 12 bytes at most, a line has 48 KiB."""
 
-NUMBERS = b"0123456789+-.eE[], \r\n\tnaif"
+NUMBERS = b"0123456789+-.eE[], naif"
 """What nested lists of numbers are written with, `nan` and `inf` included. Masks go into our
 answer as they are, where a quotation mark would end the string."""
 
@@ -82,6 +82,8 @@ class _Audio(BaseModel):
 
 
 class _Chunk(BaseModel):
+    model_config = ConfigDict(allow_inf_nan=False)  # which JSON, as Go reads it, does not have
+
     timestamp: tuple[float | None, float | None]
     text: str
 

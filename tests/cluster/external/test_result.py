@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from typing import Any
 
 import av
@@ -126,6 +127,8 @@ def test_a_chat_answer() -> None:
         ("image-to-video", video(frame(1), frame(1, width=32))),
         ("image-to-video", video(frame(1, width=63))),
         ("audio-to-text", {"text": "x", "chunks": [{"text": "x", "timestamp": [0]}]}),
+        ("audio-to-text", {"text": "x", "chunks": [{"text": "x", "timestamp": [0, math.nan]}]}),
+        ("segment-anything-2", {"masks": "[\n]", "scores": "[]", "logits": "[]"}),
         ("segment-anything-2", {"masks": '"}', "scores": "[]", "logits": "[]"}),
         ("segment-anything-2", {"masks": "[é]", "scores": "[]", "logits": "[]"}),
         ("llm", {"choices": []}),
