@@ -5,6 +5,13 @@
     │   ├── BadRequest                      400
     │   ├── InferenceFailed                 500
     │   └── ReplicaBroken                   503
+    ├── Refused                           deployments/ingress/errors.py; .http_status
+    │   ├── WrongModel                      400
+    │   ├── Unauthorized                    401
+    │   ├── NotServed                       404
+    │   ├── TooLarge                        413
+    │   └── Overloaded                      503
+    │       └── ReplicaGone                 another one can run the request
     ├── ModelError                        a replica that cannot load
     │   ├── ModelNotFound
     │   └── ModelBroken
