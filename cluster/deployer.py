@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import ray
@@ -78,8 +79,19 @@ def main() -> int:
         signal.signal(number, lambda *_: end.set())
     signal.signal(signal.SIGHUP, lambda *_: again.set())
     listen_to_the_supervisor(read_again=again.set, end=end.set)
+
+    def read_again() -> None:
+        try:
+            if http := http_settings(arguments):
+                reconciler.renew_tokens(http.tokens)
+        except ConfigError as error:
+            logger.error("%s; the tokens stay as they are", error)  # noqa: TRY400 - as above
+
     keeping = threading.Thread(
-        target=_keep, args=(watch, reconciler), kwargs={"again": again, "end": end}, daemon=True
+        target=_keep,
+        args=(watch, reconciler, read_again),
+        kwargs={"again": again, "end": end},
+        daemon=True,
     )
     keeping.start()
     end.wait()
@@ -92,7 +104,12 @@ def main() -> int:
 
 
 def _keep(
-    watch: AIModelsWatch, reconciler: Reconciler, *, again: threading.Event, end: threading.Event
+    watch: AIModelsWatch,
+    reconciler: Reconciler,
+    read_again: Callable[[], None],
+    *,
+    again: threading.Event,
+    end: threading.Event,
 ) -> None:
     """Goes on until the end, and brings it about when it fails: then we are started again."""
     silent = False
@@ -103,6 +120,8 @@ def _keep(
             if end.is_set():
                 return
             watch.look(again=asked)
+            if asked:
+                read_again()
             try:
                 reconciler.step(watch.current.models, retry_failed=asked)
             except Exception as error:  # noqa: BLE001 - whatever Ray raises while it restarts

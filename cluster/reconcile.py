@@ -12,6 +12,7 @@ running jobs are finished by Serve, whose replicas shut down gracefully (`deploy
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from cluster.placement import UNBOUNDED, GPUNode, Lacking, Placement, place
 from cluster.serve_config import app_name, on_ray, serve_config
 from cluster.settings import Device
 from cluster.supply import supply
+from deployments.ingress.config import Token
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +105,11 @@ class Reconciler:
         serve_client.deploy(config)
         self._deployed = config
         return True
+
+    def renew_tokens(self, tokens: tuple[Token, ...]) -> None:
+        """Has the next step deploy other tokens of the HTTP API."""
+        if self._http is not None:
+            self._http = replace(self._http, tokens=tokens)
 
     def _say(self, config: Mapping[str, Any], there: Mapping[str, Any]) -> None:
         ours = (

@@ -312,7 +312,7 @@ def runner_url(value: str | None, listen: str) -> str:
     """
     host, port = listen_address("--runner-listen", listen)
     if not value:
-        if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not listened on
+        if host in ("0.0.0.0", "::"):
             raise ConfigError(
                 f"--runner-url is missing: orchestrators cannot reach {host}; give the address "
                 f"that they can, such as http://10.0.0.5:{port}"

@@ -50,12 +50,10 @@ class Announcement:
     capacity: int
     """Requests at once; 0 hides the runner."""
     version: str
-    gpu: Mapping[str, Any] | None = None
     price: Mapping[str, Any] | None = None
 
     def document(self) -> dict[str, Any]:
         """The body of a heartbeat."""
-        optional = {"gpu": self.gpu, "price_info": self.price}
         return {
             "app": self.app,
             "mode": "single-shot",
@@ -63,7 +61,7 @@ class Announcement:
             "capacity": max(self.capacity, 1),
             "status": "ready" if self.capacity else NOT_READY,
             "version": self.version,
-            **{name: value for name, value in optional.items() if value},
+            **({"price_info": self.price} if self.price else {}),
         }
 
 

@@ -20,6 +20,7 @@ from cluster.bridge.registration import HEALTHY_S, backoff_s
 from cluster.bridge.state import RegistrationState
 from cluster.capacity import Capacity
 from cluster.errors import InvalidSecret, RegistrationError
+from deployments.ingress.service import RUNNER_VERSION
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +33,8 @@ class LiveRunnerRegistration:
         *,
         address: Address,
         secret: SecretStr,
-        version: str,
         runner_url: Callable[[ModelKey], str],
         price: Callable[[ModelKey], Mapping[str, Any] | None] = lambda _: None,
-        gpu: Callable[[ModelKey], Mapping[str, Any] | None] = lambda _: None,
         pin: str | None = None,
     ) -> None:
         """Connects nothing yet; see `run`.
@@ -43,18 +42,14 @@ class LiveRunnerRegistration:
         Args:
             address: of the orchestrator.
             secret: its -orchSecret.
-            version: of the runner API.
             runner_url: where the orchestrator reaches a model.
             price: what a model costs, as heartbeats have it; needed on-chain.
-            gpu: one of those that a model runs on.
             pin: SHA-256 fingerprint of the orchestrator's certificate.
         """
         self._address = address
         self._secret = secret
-        self._version = version
         self._runner_url = runner_url
         self._price = price
-        self._gpu = gpu
         self._pin = pin
         self._wanted = Capacity()
         self._changed = asyncio.Event()
@@ -70,6 +65,7 @@ class LiveRunnerRegistration:
         problems = [self._problem, *(runner.problem for runner in self._runners.values())]
         return RegistrationState(
             orchestrator=self._address.url,
+            way="live-runner",
             registered=bool(advertised),
             detail=next(filter(None, problems), "" if self._wanted else "no capacity to offer"),
             certificate=self._peer.fingerprint if self._peer else "",
@@ -138,8 +134,7 @@ class LiveRunnerRegistration:
                     app=f"{key.pipeline}/{key.model_id}",
                     runner_url=self._runner_url(key),
                     capacity=self._wanted.slots(key),
-                    version=self._version,
-                    gpu=self._gpu(key),
+                    version=RUNNER_VERSION,
                     price=self._price(key),
                 )
             )

@@ -1,6 +1,7 @@
 """What Serve's `import_path` names: the ingress as one Serve application."""
 
 import asyncio
+import os
 from typing import Any
 
 from fastapi import FastAPI
@@ -22,7 +23,9 @@ class Ingress:
 
     def __init__(self) -> None:
         """Serves nothing until `reconfigure`, which Serve calls next."""
-        self._service = Service(HandleRunner())
+        # Serve's own proxy passes on who asks, HAProxy does not.
+        haproxy = os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
+        self._service = Service(HandleRunner(), sees_clients=not haproxy)
         self._watching: asyncio.Task[None] | None = None
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:

@@ -14,23 +14,29 @@ from deployments.ingress.errors import Unauthorized
 class Guard:
     """The tokens that are good now."""
 
-    def __init__(self, tokens: Sequence[Token] = ()) -> None:
-        """Takes them as the configuration has them."""
+    def __init__(self, tokens: Sequence[Token] = (), *, sees_clients: bool = True) -> None:
+        """Takes them as the configuration has them.
+
+        Args:
+            tokens: the SHA-256 of each, and what it is good for.
+            sees_clients: False where every connection comes from a proxy on this machine.
+        """
         self._tokens = tuple(tokens)
+        self._sees_clients = sees_clients
 
     def admit(self, request: Request) -> None:
         """Lets a request in before its body is read, and with it the model's name.
 
         Raises:
-            Unauthorized: it has no token that is good for anything, or comes from another
-                machine where there are no tokens.
+            Unauthorized: it has no token that is good for anything. Where there are no tokens:
+                it comes from another machine, or nobody knows from where.
         """
         if self._tokens:
             self._known(request)
+        elif not self._sees_clients:
+            raise Unauthorized("Behind HAProxy nobody may ask without --http-tokens.")
         elif not _from_here(request):
-            raise Unauthorized(
-                "Without --http-tokens only this machine may ask; no bearer token is valid."
-            )
+            raise Unauthorized("Without --http-tokens only this machine may ask.")
 
     def authorize(self, request: Request, key: ModelKey) -> None:
         """Lets a request use a model.

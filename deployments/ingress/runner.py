@@ -6,14 +6,22 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol, cast
 
 from ray import serve
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from deployments.errors import InferenceFailed, ReplicaBroken, ReplicaError
 from deployments.hardware import GPU
 from deployments.ingress.config import ServedModel
-from deployments.ingress.errors import Overloaded
+from deployments.ingress.errors import Overloaded, Refused
 from deployments.replica import DEADLINE_S
 from deployments.schemas.base import Chunk, Completed, Request, Result
 
@@ -23,9 +31,16 @@ ATTEMPTS = 2
 """A request whose replica died is run again: Serve itself does not, once it has begun. One that
 kills two replicas is not let near a third."""
 
+DEATHS = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)
+"""What is raised when a replica or its node ends or cannot be reached."""
+
 
 FACTS_TIMEOUT_S = 3.0
 """For the replicas to tell their GPUs, for which go-livepeer waits 5 s."""
+
+
+class ReplicaGone(Overloaded):
+    """The replica went away under the request, which another one can run."""
 
 
 class Runner(Protocol):
@@ -61,7 +76,7 @@ class HandleRunner:
         for _ in range(ATTEMPTS - 1):
             try:
                 return await self._run(model, request)
-            except ReplicaBroken:
+            except ReplicaGone:
                 continue
         return await self._run(model, request)
 
@@ -115,19 +130,27 @@ class HandleRunner:
         return self._handles[model.app]
 
     def _failed(self, error: Exception, model: ServedModel) -> Exception:
-        """What a handle's error means for the request."""
-        if isinstance(error, RayTaskError):
-            cause = error.cause
-            if isinstance(cause, ReplicaError):
-                return cause
-            return InferenceFailed(f"{type(cause).__name__}: {_first_line(cause)}")
-        # Not from the replica: the handle may belong to a Serve that was shut down.
-        self._handles.pop(model.app, None)
-        if isinstance(error, RayActorError):
-            return ReplicaBroken(f"insufficient capacity: the replica of {model.key} died")
-        if isinstance(error, RayServeException):
-            return Overloaded(f"{model.key} has no replica now")
-        return InferenceFailed(f"{type(error).__name__}: {_first_line(error)}")
+        if not isinstance(error, RayTaskError):
+            # Not from the replica: the handle may belong to a Serve that was shut down.
+            self._handles.pop(model.app, None)
+        return as_refusal(error, model)
+
+
+def as_refusal(error: Exception, model: ServedModel) -> Refused | ReplicaError:
+    """Sorts what a handle raised by what the request is answered with."""
+    if isinstance(error, RayTaskError):
+        # The replica's own exception; the wrapper's text is a whole remote traceback.
+        cause = error.cause
+        if isinstance(cause, ReplicaBroken):
+            return ReplicaGone(f"the replica of {model.key} broke down: {cause}")
+        if isinstance(cause, ReplicaError):
+            return cause
+        return InferenceFailed(f"{type(cause).__name__}: {_first_line(cause)}")
+    if isinstance(error, DEATHS):
+        return ReplicaGone(f"the replica of {model.key} died while it ran the request")
+    if isinstance(error, RayServeException):
+        return Overloaded(f"{model.key} has no replica now")
+    return InferenceFailed(f"{type(error).__name__}: {_first_line(error)}")
 
 
 def _first_line(error: BaseException) -> str:

@@ -27,16 +27,22 @@ RUNNER_VERSION = "0.14.1"
 class Service:
     """The models that are served, who may use them and what runs them."""
 
-    def __init__(self, runner: Runner) -> None:
-        """Serves nothing yet; see `configure`."""
+    def __init__(self, runner: Runner, *, sees_clients: bool = True) -> None:
+        """Serves nothing yet; see `configure`.
+
+        Args:
+            runner: what runs the requests.
+            sees_clients: as `Guard` takes it.
+        """
         self.served = Served()
-        self.guard = Guard()
+        self.guard = Guard(sees_clients=sees_clients)
+        self._sees_clients = sees_clients
         self._runner = runner
 
     def configure(self, config: IngressConfig) -> None:
         """Replaces models and tokens; requests that are under way go on."""
         self.served.configure(config.models)
-        self.guard = Guard(config.tokens)
+        self.guard = Guard(config.tokens, sees_clients=self._sees_clients)
 
     def health(self, address: ModelKey | None) -> Health:
         """Tells the health of one model, or without an address that of all.

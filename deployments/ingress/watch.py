@@ -39,7 +39,7 @@ async def watch(
             seen = await asyncio.to_thread(read)
         except Exception as error:  # noqa: BLE001 - whatever Ray raises while it restarts
             if not silent:
-                logger.warning("Serve does not tell its state: %s", type(error).__name__)
+                logger.warning("Serve does not tell its state: %r", error)
             silent = True
         else:
             silent = False
@@ -53,7 +53,8 @@ def applications() -> dict[str, Seen]:
     for name, application in serve.status().applications.items():
         deployment = application.deployments.get(DEPLOYMENT)
         replicas = deployment.replica_states if deployment else {}
-        states = {state.value: number for state, number in replicas.items()}
+        # Declared as an enum's members, and text where the state has come from the controller.
+        states = {str(getattr(state, "value", state)): n for state, n in replicas.items()}
         seen[name] = Seen(
             running=states.get("RUNNING", 0),
             starting=sum(states.get(state, 0) for state in COMING),

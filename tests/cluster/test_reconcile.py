@@ -10,9 +10,14 @@ import pytest
 from cluster import serve_client
 from cluster.ai_models import AIModel, RayOptions
 from cluster.capacity import ModelStatus
+from cluster.errors import ConfigError
+from cluster.http_api import HTTPSettings
 from cluster.reconcile import LEAVE_S, Reconciler
 from cluster.serve_config import app_name
 from cluster.settings import Device
+from deployments.ingress.config import APP, Token
+
+HTTP = HTTPSettings(host="127.0.0.1", port=8000)
 
 
 class Cluster:
@@ -24,6 +29,8 @@ class Cluster:
         self.failed: set[str] = set()
         self.deployed: list[list[str]] = []
         self.now = 0.0
+        self.http_in_the_way = ""
+        self.config: Mapping[str, Any] = {}
 
     def node_resources(self) -> list[dict[str, float]]:
         return [{"CPU": 8.0, "GPU": self.gpus}]
@@ -32,11 +39,17 @@ class Cluster:
         return {"applications": self.applications}
 
     def deploy(self, config: Mapping[str, Any]) -> None:
+        self.config = config
         self.deployed.append([application["name"] for application in config["applications"]])
         self.applications = {
             application["name"]: {"deployed_app_config": application}
             for application in config["applications"]
         }
+
+    def check_http(self, http: HTTPSettings) -> None:
+        assert http == HTTP
+        if self.http_in_the_way:
+            raise ConfigError(self.http_in_the_way)
 
     def model_status(self, models: tuple[AIModel, ...]) -> dict[Any, ModelStatus]:
         return {
@@ -49,7 +62,7 @@ class Cluster:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     cluster = Cluster()
-    for name in ("node_resources", "details", "deploy", "model_status"):
+    for name in ("node_resources", "details", "deploy", "check_http", "model_status"):
         monkeypatch.setattr(serve_client, name, getattr(cluster, name))
     return cluster
 
@@ -181,3 +194,33 @@ def test_where_gpus_are_wanted_and_none_is_there_replicas_wait(cluster: Cluster)
     keeper = reconciler(cluster, Device.GPU)
     keeper.step([A, B])
     assert cluster.deployed == [[NAME_A, NAME_B]]
+
+
+def with_http(cluster: Cluster) -> Reconciler:
+    return Reconciler(
+        models_dir=Path("/models"), device=Device.CPU, http=HTTP, clock=lambda: cluster.now
+    )
+
+
+def test_tokens_of_the_http_api_are_renewed(cluster: Cluster) -> None:
+    keeper = with_http(cluster)
+    assert keeper.step([A])
+    assert cluster.deployed == [[NAME_A, APP]]
+    keeper.renew_tokens((Token.of("another-token-of-16"),))
+    assert keeper.step([A])
+    assert not keeper.step([A])
+    (deployment,) = cluster.applications[APP]["deployed_app_config"]["deployments"]
+    assert len(deployment["user_config"]["tokens"]) == 1
+
+
+def test_http_that_cannot_be_had_stops_no_model(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.http_in_the_way = "somebody else listens there"
+    keeper = with_http(cluster)
+    keeper.step([A])
+    keeper.renew_tokens(())
+    keeper.step([A, B])
+    assert cluster.deployed == [[NAME_A], [NAME_A, NAME_B]]
+    assert cluster.config["proxy_location"] == "Disabled"
+    assert caplog.text.count("no HTTP API: somebody else listens there") == 1

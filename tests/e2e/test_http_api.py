@@ -129,7 +129,7 @@ async def asked(http: aiohttp.ClientSession, path: str) -> tuple[int, Any]:
 
 
 async def test_models_that_do_not_load_are_told_apart(http: aiohttp.ClientSession) -> None:
-    health = {}
+    health: dict[str, str] = {}
     async with asyncio.timeout(PATIENCE_S):
         while health.get("livepeer-ray/never-downloaded") != "ERROR":
             for model_id in (TINY, "livepeer-ray/never-downloaded"):

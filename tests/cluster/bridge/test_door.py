@@ -104,7 +104,6 @@ async def standing(
             LiveRunnerRegistration(
                 address=address(orchestrator),
                 secret=SecretStr(SECRET),
-                version="0.14.1",
                 runner_url=door.runner_url,
             ),
             WorkerRegistration(

@@ -35,7 +35,6 @@ def registration(orchestrator: LoopbackOrchestrator, **options: Any) -> LiveRunn
         **{
             "address": Address.parse(orchestrator.url),
             "secret": SecretStr(SECRET),
-            "version": "0.14.1",
             "runner_url": lambda key: f"http://127.0.0.1:1/{key.pipeline}/{key.model_id}",
             **options,
         }

@@ -7,7 +7,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from deployments.errors import BadRequest, InferenceFailed, ReplicaBroken
+from deployments.errors import BadRequest, InferenceFailed
+from deployments.ingress.errors import Overloaded
 from tests.deployments.ingress.conftest import API
 from tests.deployments.ingress.requests import body
 from tests.deployments.ingress.standin import served
@@ -110,7 +111,7 @@ async def test_another_method_is_refused(api: API) -> None:
     [
         (BadRequest("loras: no such file"), 400, "loras: no such file"),
         (InferenceFailed("shape mismatch"), 500, "shape mismatch"),
-        (ReplicaBroken("the GPU is gone"), 503, "the GPU is gone"),
+        (Overloaded("no replica"), 503, "insufficient capacity: no replica"),
         (ZeroDivisionError("secret"), 500, "internal error"),
     ],
 )

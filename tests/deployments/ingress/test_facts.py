@@ -1,11 +1,20 @@
 """Health, version and hardware: of one model at its address, of all at the root."""
 
 import asyncio
+from typing import Any
 
 import pytest
+from ray.serve.schema import (
+    ApplicationStatus,
+    ApplicationStatusOverview,
+    DeploymentStatus,
+    DeploymentStatusOverview,
+    DeploymentStatusTrigger,
+    ServeStatus,
+)
 
 from deployments.ingress.served import Health, Seen
-from deployments.ingress.watch import watch
+from deployments.ingress.watch import applications, watch
 from tests.deployments.ingress.conftest import API
 from tests.deployments.ingress.standin import served
 
@@ -118,3 +127,42 @@ async def test_what_serve_said_last_holds_while_it_is_silent() -> None:
         await asyncio.sleep(0.001)
     watching.cancel()
     assert heard == [Seen(running=1), Seen(running=2)]
+
+
+def overview(
+    status: ApplicationStatus, replicas: dict[str, int] | None
+) -> ApplicationStatusOverview:
+    """An application as `serve.status` shows it; None while it is rebuilt."""
+    deployments = {}
+    if replicas is not None:
+        healthy: Any = replicas
+        deployments["model"] = DeploymentStatusOverview(
+            status=DeploymentStatus.HEALTHY,
+            status_trigger=DeploymentStatusTrigger.UNSPECIFIED,
+            replica_states=healthy,
+            message="",
+        )
+    return ApplicationStatusOverview(
+        status=status, message="", last_deployed_time_s=0.0, deployments=deployments
+    )
+
+
+@pytest.mark.parametrize(
+    ("application", "seen"),
+    [
+        (overview(ApplicationStatus.RUNNING, {"RUNNING": 2}), Seen(running=2)),
+        (
+            overview(ApplicationStatus.DEPLOYING, {"STARTING": 1, "STOPPING": 1}),
+            Seen(starting=1),
+        ),
+        (overview(ApplicationStatus.DEPLOYING, None), Seen(rebuilding=True)),
+        (overview(ApplicationStatus.DEPLOY_FAILED, {}), Seen(failed=True)),
+        (overview(ApplicationStatus.UNHEALTHY, {"RUNNING": 1}), Seen(running=1, failed=True)),
+    ],
+)
+def test_serve_s_status_is_read(
+    application: ApplicationStatusOverview, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = ServeStatus(applications={"app": application})
+    monkeypatch.setattr("ray.serve.status", lambda: status)
+    assert applications() == {"app": seen}

@@ -77,5 +77,11 @@ def test_without_any_token_only_this_machine_may_ask(client: str | None, admitte
             Guard().admit(Request(scope))
 
 
+def test_behind_a_proxy_everybody_looks_as_if_from_here() -> None:
+    request = Request({"type": "http", "headers": [], "client": ("127.0.0.1", 1234)})
+    with pytest.raises(Unauthorized, match="HAProxy"):
+        Guard(sees_clients=False).admit(request)
+
+
 def test_a_token_is_not_kept() -> None:
     assert ALL not in TOKENS[0].model_dump_json()
