@@ -13,12 +13,14 @@ Order of the end, and why:
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from cluster.ai_models import ModelKey
 from cluster.backends import Backend
+from cluster.bridge.address import Address
 from cluster.bridge.admission import WAIT_S, Admission
 from cluster.bridge.deadlines import Deadlines
 from cluster.bridge.event_stream import Stream
@@ -38,6 +40,11 @@ from cluster.errors import (
 from deployments.schemas.base import Completed, Result
 
 logger = logging.getLogger(__name__)
+
+MAX_UNANSWERED = 20_000
+"""Jobs of one orchestrator that have no answer yet, 4 KB each. Slots and queues hold fewer, so
+that all the others are refusals on their way to one who sends jobs and takes no answers: nothing
+more is read from it until it does, and TCP holds back what it sends."""
 
 LAST_ANSWERS_S = 15.0
 """For delivering the answers of step 3 of the end."""
@@ -93,6 +100,26 @@ def log_record(record: JobRecord) -> None:
     )
 
 
+class _Backlog:
+    """The unanswered jobs of one orchestrator."""
+
+    def __init__(self) -> None:
+        self._jobs = 0
+        self.room = asyncio.Event()
+        """Set while there may be more."""
+        self.room.set()
+
+    def grow(self) -> None:
+        self._jobs += 1
+        if self._jobs >= MAX_UNANSWERED:
+            self.room.clear()
+
+    def shrink(self, _: object) -> None:
+        self._jobs -= 1
+        if self._jobs < MAX_UNANSWERED:
+            self.room.set()
+
+
 class Bridge:
     """Joins registration, admission, backends and delivery."""
 
@@ -130,6 +157,7 @@ class Bridge:
         self._retries = Retries()
         self._journal = journal
         self._jobs: set[asyncio.Task[None]] = set()
+        self._backlogs: defaultdict[Address, _Backlog] = defaultdict(_Backlog)
         self._running: set[asyncio.Task[Completed[Result] | Stream]] = set()
         self._streams: set[Stream] = set()
 
@@ -142,13 +170,19 @@ class Bridge:
         """Jobs that hold a slot, by model."""
         return self._admission.in_flight
 
-    def accept(self, job: Job) -> None:
-        """Takes a job off the registration; returns at once."""
+    async def accept(self, job: Job) -> None:
+        """Takes a job off the registration; returns when the next one may come."""
         if self._journal:
             self._journal.taken(job)
+        backlog = self._backlogs[job.peer.address]
+        backlog.grow()
         task = asyncio.create_task(self._handle(job), name=str(job))
         self._jobs.add(task)
         task.add_done_callback(self._jobs.discard)
+        task.add_done_callback(backlog.shrink)
+        # From here on only the task has the job, which may have many megabytes.
+        del job
+        await backlog.room.wait()
 
     def slots(self, key: ModelKey) -> int:
         """How many jobs a model takes at once."""

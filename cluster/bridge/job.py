@@ -15,6 +15,10 @@ from cluster.protocol.lp_rpc_pb2 import NotifyAIJob
 from deployments.registry import PIPELINES, Pipeline
 from deployments.schemas.base import Request
 
+MAX_JOB_BYTES = 16 * 1024 * 1024
+"""Of a job's JSON, without its file: four times the longest mask, or a text that fills a context of
+a million tokens. gRPC lets four times as much through, which only costs memory to read."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
@@ -103,6 +107,8 @@ def read_work(job: Job, served: Mapping[ModelKey, object]) -> Work:
 
 
 def _envelope(data: bytes) -> dict[str, Any]:
+    if len(data) > MAX_JOB_BYTES:
+        raise JobRejected(f"the job has {len(data)} bytes, more than the {MAX_JOB_BYTES} it may")
     try:
         envelope = json.loads(data)
     except (ValueError, RecursionError) as error:

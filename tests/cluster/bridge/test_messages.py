@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from cluster.ai_models import ModelKey
 from cluster.bridge.address import Address
 from cluster.bridge.capabilities import capabilities, hardware
-from cluster.bridge.job import Job, read_work
+from cluster.bridge.job import MAX_JOB_BYTES, Job, read_work
 from cluster.bridge.peer import Peer
 from cluster.bridge.results import failure
 from cluster.capacity import Capacity, ModelCapacity
@@ -86,6 +86,7 @@ def test_without_a_model_id_the_only_model_is_meant() -> None:
         (b"{", "not JSON"),
         (b"\xff\xfe", "not JSON"),
         (b"[" * 100_000, "not JSON"),
+        (b" " * (MAX_JOB_BYTES + 1), "the job has 16777217 bytes, more than the 16777216"),
         (b"[]", "`request` object"),
         (b'{"request": []}', "`request` object"),
         (b'{"input_url": ""}', "`request` object"),
