@@ -9,6 +9,9 @@ Order of the end, and why:
    capacity`: the gateway tries another orchestrator and does not suspend ours. A stream that
    has begun is ended where it is.
 4. Only then the HTTP connections close: nothing is left to say.
+
+A machine that is drained (cluster/drain.py) is a change of capacity and no end: what it had is
+taken out of the registration first, and its jobs go on.
 """
 
 import asyncio

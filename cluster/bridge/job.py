@@ -20,6 +20,10 @@ MAX_JOB_BYTES = 16 * 1024 * 1024
 a million tokens. gRPC lets four times as much through, which only costs memory to read."""
 
 
+MAX_NAME_CHARS = 100
+"""Of a pipeline; servers refuse headers of some kilobytes."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One job, not yet read: `data` is whatever the orchestrator sent."""
@@ -36,11 +40,12 @@ class Job:
     def from_message(cls, message: NotifyAIJob, *, peer: Peer, received_at: float) -> "Job":
         """Takes a job off the stream; its data is not looked at yet."""
         pipeline = message.AIJobData.pipeline
+        sane = len(pipeline) <= MAX_NAME_CHARS and pipeline.isascii() and pipeline.isprintable()
         return cls(
             task_id=message.taskId,
             # It becomes a header and stands in log lines, which junk must never get into. A
             # job with such a name is answered with an error, for which the header is not read.
-            pipeline=pipeline if pipeline.isascii() and pipeline.isprintable() else "unknown",
+            pipeline=pipeline if sane else "unknown",
             data=message.AIJobData.requestData,
             peer=peer,
             received_at=received_at,

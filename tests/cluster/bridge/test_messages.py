@@ -32,6 +32,12 @@ def envelope(**request: object) -> object:
     return {"input_url": "", "request": request}
 
 
+@pytest.mark.parametrize("name", ["p\r\nTaskId: 7", "\x1b[31m", "pipéline", "p" * 101])
+def test_a_name_that_is_no_header_is_none(name: str) -> None:
+    message = pb.NotifyAIJob(taskId=1, AIJobData=pb.AIJobData(pipeline=name))
+    assert Job.from_message(message, peer=PEER, received_at=0.0).pipeline == "unknown"
+
+
 def test_capabilities_as_a_go_worker_sends_them() -> None:
     capacity = Capacity(
         models={A: ModelCapacity(slots=4, warm=True), B: ModelCapacity(slots=1, warm=False)}
