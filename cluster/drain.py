@@ -30,7 +30,7 @@ from ray.core.generated import autoscaler_pb2, gcs_pb2
 from ray.exceptions import RayError
 
 from cluster.errors import ClusterUnreachable, ConfigError
-from cluster.serve_client import check_that_somebody_listens
+from cluster.serve_client import check_that_somebody_listens, no_cluster
 
 RPC_TIMEOUT_S = 10.0
 
@@ -91,15 +91,13 @@ class Gcs:
         Raises:
             ClusterUnreachable: there is none, or it does not let us in.
         """
-        known = canonicalize_bootstrap_address(address) if address == "auto" else address
-        if known is None:
-            raise ClusterUnreachable("no Ray runs on this machine; say --ray-address HOST:PORT")
-        check_that_somebody_listens(known)
-        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         try:
+            known = canonicalize_bootstrap_address(address) if address == "auto" else address
+            check_that_somebody_listens(known or "")
+            maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
             self._client: Any = GcsClient(address=known)
-        except RayError as error:
-            raise ClusterUnreachable(f"the Ray cluster at {known} refuses: {error}") from error
+        except (ConnectionError, RayError) as error:
+            raise no_cluster(address, error) from error
 
     def nodes(self) -> list[Node]:
         """Those that are alive.

@@ -99,8 +99,10 @@ class JobError(LivepeerRayError):
     _text: ClassVar[str]
 
     def network_text(self, pipeline: str) -> str:
-        """Returns the words for the orchestrator, one line."""
-        why = " ".join(str(self).split())[:MAX_REASON_CHARS]
+        """Returns the words for the orchestrator, one line; it is logged as it is."""
+        # What a stranger sent may be quoted in it, and a terminal may obey it.
+        printable = "".join(char if char.isprintable() else " " for char in str(self))
+        why = " ".join(printable.split())[:MAX_REASON_CHARS]
         return self._text.format(pipeline=pipeline, status=self.http_status, why=why)
 
 

@@ -65,11 +65,14 @@ def connect(address: str) -> None:
             configure_logging=False,
         )
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        raise _no_cluster(address, error) from error
+        raise no_cluster(address, error) from error
 
 
 def check_that_somebody_listens(address: str) -> None:
     """Ray itself needs two minutes to say that nobody does.
+
+    Args:
+        address: `HOST:PORT` of a GCS.
 
     Raises:
         ClusterUnreachable: nobody does, or it is no address.
@@ -78,10 +81,11 @@ def check_that_somebody_listens(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=LISTENING_TIMEOUT_S).close()
     except (OSError, ValueError) as error:
-        raise _no_cluster(address, error) from error
+        raise no_cluster(address, error) from error
 
 
-def _no_cluster(address: str, error: Exception) -> ClusterUnreachable:
+def no_cluster(address: str, error: Exception) -> ClusterUnreachable:
+    """Says what to do about it."""
     return ClusterUnreachable(
         f"no Ray cluster at {address!r} ({error}); start one with `ray start --head` or "
         "`ray up`, or let `livepeer-ray start` start a local one"

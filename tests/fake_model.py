@@ -51,7 +51,7 @@ class HeldModel:
         async with asyncio.timeout(timeout_s):
             while not await asyncio.to_thread(Path(request.prompt).exists):
                 await asyncio.sleep(0.05)
-        file = MediaFile(data=b"a picture" * 300_000, media_type="image/png")
+        file = MediaFile(data=b"\x89PNG\r\n\x1a\n" * 300_000, media_type="image/png")
         result = ImagesResult(images=(Image(file=file, seed=1, nsfw=False),))
         return Completed(result=result, replica=str(os.getpid()), compute_s=0.0)
 

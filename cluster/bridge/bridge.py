@@ -9,10 +9,14 @@ Order of the end, and why:
    capacity`: the gateway tries another orchestrator and does not suspend ours. A stream that
    has begun is ended where it is.
 4. Only then the HTTP connections close: nothing is left to say.
+
+A machine that is drained (cluster/drain.py) is a change of capacity and no end: what it had is
+taken out of the registration first, and its jobs go on.
 """
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -20,7 +24,9 @@ from typing import Any, Protocol
 
 from cluster.ai_models import ModelKey
 from cluster.backends import Backend
+from cluster.bridge.address import Address
 from cluster.bridge.admission import WAIT_S, Admission
+from cluster.bridge.backlog import Backlog
 from cluster.bridge.deadlines import Deadlines
 from cluster.bridge.event_stream import Stream
 from cluster.bridge.inputs import Inputs
@@ -40,6 +46,7 @@ from cluster.errors import (
 from deployments.schemas.base import Completed, Request, Result
 
 logger = logging.getLogger(__name__)
+
 
 LAST_ANSWERS_S = 15.0
 """For delivering the answers of step 3 of the end."""
@@ -92,6 +99,7 @@ class Bridge:
         self._retries = Retries()
         self._journal = journal
         self._jobs: set[asyncio.Task[Any]] = set()
+        self._backlogs: defaultdict[Address, Backlog] = defaultdict(Backlog)
         self._running: set[asyncio.Task[Completed[Result] | Stream]] = set()
         self._streams: set[Stream] = set()
 
@@ -104,13 +112,19 @@ class Bridge:
         """Jobs that hold a slot, by model."""
         return self._admission.in_flight
 
-    def accept(self, job: Job) -> None:
-        """Takes a job off the registration; returns at once."""
+    async def accept(self, job: Job) -> None:
+        """Takes a job off the registration; returns when the next one may come."""
         if self._journal:
             self._journal.taken(job)
+        backlog = self._backlogs[job.peer.address]
+        backlog.grow()
         task = asyncio.create_task(self._handle(job), name=str(job))
         self._jobs.add(task)
         task.add_done_callback(self._jobs.discard)
+        task.add_done_callback(backlog.shrink)
+        # From here on only the task has the job, which may have many megabytes.
+        del job
+        await backlog.room.wait()
 
     def slots(self, key: ModelKey) -> int:
         """How many jobs a model takes at once."""

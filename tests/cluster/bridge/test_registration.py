@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.bridge.address import Address
+from cluster.bridge.job import Job
 from cluster.bridge.peer import identify
 from cluster.bridge.registration import BACKOFF_MAX_S, backoff_s
 from cluster.bridge.stream import open_stream
@@ -59,9 +60,8 @@ async def register(where: Address, *, secret: str = SECRET, pin: str | None = No
     request = pb.RegisterAIWorkerRequest(
         secret=secret, capabilities=pb.Capabilities(version="0.9.1")
     )
-    stream = await open_stream(
-        request, address=where, pin=pin, last_peer=None, on_job=lambda _: None
-    )
+    jobs: asyncio.Queue[Job] = asyncio.Queue()
+    stream = await open_stream(request, address=where, pin=pin, last_peer=None, on_job=jobs.put)
     await stream.close()
 
 

@@ -69,6 +69,7 @@ def test_what_the_replica_wrote_out_is_not_written_again() -> None:
     ("error", "text"),
     [
         (JobRejected("bad\nwidth"), "text-to-image container returned 400: bad width"),
+        (InsufficientCapacity("no \x1b[31m\x07\u202e"), "insufficient capacity: no [31m"),
         (InsufficientCapacity("busy"), "insufficient capacity: busy"),
         (JobFailed("oh"), "text-to-image container returned 500: oh"),
         (DeadlinePassed("late"), "text-to-image container returned 500: late"),
