@@ -1,5 +1,6 @@
 """What a request is refused with: ai-runner's statuses and bodies."""
 
+import asyncio
 import io
 from collections.abc import AsyncIterator
 from typing import Any
@@ -141,6 +142,15 @@ async def test_no_more_is_read_than_a_request_may_have(api: API) -> None:
     status, document = await api.post("/audio-to-text", **long)
     assert (status, message(document)[:6]) == (413, "audio:")
     assert api.models.requests == []
+
+
+async def test_a_length_that_is_too_large_is_refused_before_a_byte_is_read(api: API) -> None:
+    assert api.http._base_url is not None
+    reader, writer = await asyncio.open_connection("127.0.0.1", api.http._base_url.port)
+    head = "POST /upscale HTTP/1.1\r\nHost: here\r\nContent-Length: 1000000000\r\n\r\n"
+    writer.write(head.encode())
+    assert (await reader.readline()).startswith(b"HTTP/1.1 413")
+    writer.close()
 
 
 async def test_a_form_of_many_fields_is_refused(api: API) -> None:
