@@ -71,16 +71,24 @@ class Register(StrEnum):
     """Over gRPC, as a remote AI worker."""
     LIVE_RUNNER = "live-runner"
     """By heartbeats; requests come over HTTP."""
+    STATIC_RUNNER = "static-runner"
+    """Not at all: the orchestrator's own file names us; requests come over HTTP."""
     BOTH = "both"
+    """The first two."""
 
     @property
     def as_worker(self) -> bool:
         """Whether over gRPC."""
-        return self is not Register.LIVE_RUNNER
+        return self in (Register.WORKER, Register.BOTH)
 
     @property
     def as_live_runner(self) -> bool:
         """Whether by heartbeats."""
+        return self in (Register.LIVE_RUNNER, Register.BOTH)
+
+    @property
+    def over_http(self) -> bool:
+        """Whether requests come over HTTP."""
         return self is not Register.WORKER
 
 
@@ -216,12 +224,7 @@ def add_bridge_flags(parser: argparse.ArgumentParser) -> None:
     """Adds what `bridge_settings` reads."""
     add_ray_address_flag(parser)
     add_flag(parser, "--orch-addr", help="HOST:PORT of the orchestrator; of several, with commas")
-    add_flag(
-        parser,
-        "--orch-secret",
-        help="its -orchSecret, or a file with it; better a file or the variable than the "
-        "command line, which every user of the machine can read",
-    )
+    add_secret_flag(parser)
     add_flag(
         parser,
         "--orch-fingerprint",
@@ -254,13 +257,24 @@ def add_bridge_flags(parser: argparse.ArgumentParser) -> None:
     add_runner_flags(parser)
 
 
+def add_secret_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds `--orch-secret`."""
+    add_flag(
+        parser,
+        "--orch-secret",
+        help="its -orchSecret, or a file with it; better a file or the variable than the "
+        "command line, which every user of the machine can read",
+    )
+
+
 def add_register_flag(parser: argparse.ArgumentParser) -> None:
     """Adds `--register`."""
     add_flag(
         parser,
         "--register",
         default=Register.WORKER,
-        help="worker (gRPC), live-runner (heartbeats, -useLiveRunners there), or both",
+        help="worker (gRPC), live-runner (heartbeats), both, or static-runner (the orchestrator's "
+        "-liveRunnerConfig names us)",
     )
 
 
@@ -297,7 +311,7 @@ def bridge_settings(arguments: argparse.Namespace) -> BridgeSettings:
         grace_s=seconds("--grace-s", arguments.grace_s, minimum_s=0),
         state_listen=state_listen(arguments.state_listen),
         state_dir=_directory("--state-dir", arguments.state_dir),
-        register=_register(arguments.register),
+        register=register(arguments.register),
         runner_listen=listen_address("--runner-listen", arguments.runner_listen),
         runner_url=runner_url(arguments.runner_url, arguments.runner_listen),
     )
@@ -380,7 +394,12 @@ def device(value: str) -> Device:
         raise ConfigError(f"--device: want gpu, cpu or auto, got {value!r}") from None
 
 
-def _register(value: str) -> Register:
+def register(value: str) -> Register:
+    """Reads `--register`.
+
+    Raises:
+        ConfigError: it is none of the ways that there are.
+    """
     try:
         return Register(value)
     except ValueError:

@@ -4,15 +4,11 @@ It is the API of the cluster's ingress (deployments/ingress), but its requests t
 own slots, beside the jobs of the other registration, so that both doors together never take more
 than there is.
 
-Who may knock: the orchestrator alone knows the address. A runner cannot check the session token
-that comes with each request, since it is derived from a seed that never leaves the orchestrator
-(go-livepeer, ai/runner/live_runner.go). So every url begins with a path that nobody can guess,
-and that the orchestrator keeps to itself for single-shot runners.
+Who may knock: whoever knows the address, which is the orchestrator alone
+(`cluster.bridge.runner_urls`).
 """
 
 import asyncio
-import hashlib
-import hmac
 import itertools
 import logging
 import socket
@@ -32,6 +28,7 @@ from cluster.bridge.bridge import Bridge
 from cluster.bridge.disconnects import CancelledWhenGone
 from cluster.bridge.event_stream import Stream
 from cluster.bridge.job import Visit, Work
+from cluster.bridge.runner_urls import runner_url, secret_path
 from cluster.capacity import Capacity
 from cluster.errors import (
     BadRequest,
@@ -77,14 +74,14 @@ class Door:
             url: where the orchestrator reaches what `listening` listens on.
             gpus: of a model's replicas; blocking.
         """
-        self._path = secret_path(secret)
-        self._url = url.rstrip("/")
+        self._secret = secret
+        self._url = url
         self._service = Service(_BridgeRunner(bridge, gpus))
         self._service.guard = _WhoeverKnowsTheAddress()
 
     def runner_url(self, key: ModelKey) -> str:
         """The base url of one model."""
-        return f"{self._url}/{self._path}/{key.pipeline}/{key.model_id}"
+        return runner_url(self._url, self._secret, key)
 
     def announce(self, capacity: Capacity) -> None:
         """Takes the models and slots that there are now."""
@@ -137,7 +134,7 @@ class Door:
     def app(self) -> Starlette:
         """The API below the path that nobody can guess."""
         api: FastAPI = create_app(self._service)
-        return Starlette(routes=[Mount(f"/{self._path}", app=api)])
+        return Starlette(routes=[Mount(f"/{secret_path(self._secret)}", app=api)])
 
 
 class _WhoeverKnowsTheAddress(Guard):
@@ -201,9 +198,3 @@ def _told(error: JobError) -> Exception:
     if isinstance(error, InsufficientCapacity):
         return Overloaded(str(error))
     return InferenceFailed(str(error))
-
-
-def secret_path(secret: SecretStr) -> str:
-    """Returns the first part of every runner's url, from the secret that both sides have."""
-    key = secret.get_secret_value().encode()
-    return hmac.new(key, b"livepeer-ray live runner", hashlib.sha256).hexdigest()[:32]

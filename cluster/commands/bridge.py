@@ -129,7 +129,7 @@ async def _run(
                 )
                 for orchestrator in settings.orchestrators
             ]
-        if settings.register.as_live_runner:
+        if settings.register.over_http:
             door = Door(
                 bridge=bridge,
                 secret=settings.orch_secret,
@@ -138,6 +138,7 @@ async def _run(
             )
             await stack.enter_async_context(door.listening(*settings.runner_listen))
             doors.append(door)
+        if settings.register.as_live_runner:
             registrations += [
                 LiveRunnerRegistration(
                     address=orchestrator.address,
