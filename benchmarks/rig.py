@@ -24,11 +24,12 @@ from cluster import programs, serve_client
 from cluster.ai_models import AIModel, ModelKey, RayOptions
 from cluster.backends.ray_serve import RayBackend
 from cluster.bridge.address import Address
-from cluster.bridge.bridge import Bridge, JobRecord
+from cluster.bridge.bridge import Bridge
 from cluster.bridge.deadlines import Deadlines
 from cluster.bridge.event_stream import Stream
 from cluster.bridge.inputs import Inputs
 from cluster.bridge.job import Job
+from cluster.bridge.record import JobRecord
 from cluster.bridge.registration import WorkerRegistration
 from cluster.bridge.results import Answer, Delivery
 from cluster.capacity import Capacity, CapacityWatch, ModelCapacity

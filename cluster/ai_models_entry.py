@@ -187,9 +187,10 @@ class _Entry(BaseModel):
         ]
         flags = self._flags(warnings)
         ray, token = self.ray, self.token if self.token.get_secret_value() else None
-        if self.url and ray != RayOptions():
-            warnings.append("ray: ignored, the model runs at its url")
-            ray = RayOptions()
+        of_url = RayOptions(live_runner_price=ray.live_runner_price)
+        if self.url and ray != of_url:
+            warnings.append("ray: ignored but for live_runner_price, the model runs at its url")
+            ray = of_url
         if token and not self.url:
             warnings.append("token: ignored without a url")
             token = None

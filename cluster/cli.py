@@ -18,10 +18,16 @@ from cluster.settings import (
     add_models_dir_flag,
     add_models_flags,
     add_ray_address_flag,
+    add_register_flag,
+    add_runner_flags,
+    add_secret_flag,
     add_state_listen_flag,
     bridge_settings,
     device,
     models_dir,
+    read_secret,
+    register,
+    runner_url,
     seconds,
     state_listen,
 )
@@ -72,6 +78,16 @@ def _parser() -> argparse.ArgumentParser:
     add_models_flags(serve_config)
     add_cluster_flags(serve_config)
     add_http_flags(serve_config)
+
+    live_runner_config = _command(
+        commands,
+        "live-runner-config",
+        _live_runner_config,
+        "print the file for an orchestrator's -liveRunnerConfig",
+    )
+    add_models_flags(live_runner_config)
+    add_secret_flag(live_runner_config)
+    add_runner_flags(live_runner_config)
 
     validate = _command(commands, "validate", _validate, "check an aiModels.json")
     add_models_flags(validate)
@@ -132,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         dest="every_pipeline",
         help="a request to every pipeline, instead of three prompts to text-to-image",
     )
+    add_register_flag(demo)
     demo.add_argument(
         "--output", type=Path, default=Path("demo-output"), help="directory for what it makes"
     )
@@ -198,6 +215,16 @@ def _serve_config(arguments: argparse.Namespace) -> int:
     )
 
 
+def _live_runner_config(arguments: argparse.Namespace) -> int:
+    from cluster.commands import live_runner_config
+
+    return live_runner_config.run(
+        arguments.ai_models,
+        url=runner_url(arguments.runner_url, arguments.runner_listen),
+        secret=read_secret(arguments.orch_secret),
+    )
+
+
 def _validate(arguments: argparse.Namespace) -> int:
     from cluster.commands import validate
 
@@ -250,7 +277,6 @@ def _download(arguments: argparse.Namespace) -> int:
 
 def _orchestrator(arguments: argparse.Namespace) -> int:
     from cluster.commands import orchestrator
-    from cluster.settings import read_secret
 
     return orchestrator.run(
         listen=arguments.listen,
@@ -267,7 +293,11 @@ def _tiny_models(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from cluster.commands import demo
 
-    return demo.run(arguments.output, every_pipeline=arguments.every_pipeline)
+    return demo.run(
+        arguments.output,
+        every_pipeline=arguments.every_pipeline,
+        register=register(arguments.register),
+    )
 
 
 if __name__ == "__main__":

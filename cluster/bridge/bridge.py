@@ -17,19 +17,22 @@ taken out of the registration first, and its jobs go on.
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 from cluster.ai_models import ModelKey
 from cluster.backends import Backend
 from cluster.bridge.address import Address
 from cluster.bridge.admission import WAIT_S, Admission
+from cluster.bridge.backlog import Backlog
 from cluster.bridge.deadlines import Deadlines
 from cluster.bridge.event_stream import Stream
 from cluster.bridge.inputs import Inputs
-from cluster.bridge.job import Job, Work, read_work
+from cluster.bridge.job import Job, Visit, Work, read_work
 from cluster.bridge.journal import Journal
+from cluster.bridge.record import JobRecord, log_record
 from cluster.bridge.results import Answer, Delivery, failure, success
 from cluster.bridge.retry import Retries
 from cluster.capacity import Capacity
@@ -40,14 +43,10 @@ from cluster.errors import (
     JobFailed,
     RegistrationError,
 )
-from deployments.schemas.base import Completed, Result
+from deployments.schemas.base import Completed, Request, Result
 
 logger = logging.getLogger(__name__)
 
-MAX_UNANSWERED = 20_000
-"""Jobs of one orchestrator that have no answer yet, 4 KB each. Slots and queues hold fewer, so
-that all the others are refusals on their way to one who sends jobs and takes no answers: nothing
-more is read from it until it does, and TCP holds back what it sends."""
 
 LAST_ANSWERS_S = 15.0
 """For delivering the answers of step 3 of the end."""
@@ -61,66 +60,6 @@ class Registration(Protocol):
 
     async def run(self) -> None:
         """Takes work until cancelled; has left by the time it returns."""
-
-
-@dataclass(slots=True, kw_only=True)
-class JobRecord:
-    """What became of one job."""
-
-    task_id: int
-    pipeline: str
-    model_id: str = ""
-    outcome: str = "ok"
-    """`ok`, or the error's text for the orchestrator."""
-    kind: str = "ok"
-    """`ok`, `cut_short` for a stream, or the error's."""
-    attempts: int = 0
-    """How often it was started on a replica."""
-    waited_s: float | None = None
-    """For a slot; None where it got none."""
-    replica: str = ""
-    compute_s: float = 0.0
-    """In the replica."""
-    total_s: float = 0.0
-    """From the job's arrival to the acceptance of its answer."""
-    delivered: bool = False
-
-
-def log_record(record: JobRecord) -> None:
-    """One line a job; its fields are in the JSON log."""
-    logger.log(
-        logging.INFO if record.outcome == "ok" and record.delivered else logging.WARNING,
-        "job %d %s %s: %s, %.2f s (%.2f s in the replica%s)%s",
-        record.task_id,
-        record.pipeline,
-        record.model_id or "-",
-        record.outcome,
-        record.total_s,
-        record.compute_s,
-        f" {record.replica}" if record.replica else "",
-        "" if record.delivered else ", NOT DELIVERED",
-        extra={"job": asdict(record)},
-    )
-
-
-class _Backlog:
-    """The unanswered jobs of one orchestrator."""
-
-    def __init__(self) -> None:
-        self._jobs = 0
-        self.room = asyncio.Event()
-        """Set while there may be more."""
-        self.room.set()
-
-    def grow(self) -> None:
-        self._jobs += 1
-        if self._jobs >= MAX_UNANSWERED:
-            self.room.clear()
-
-    def shrink(self, _: object) -> None:
-        self._jobs -= 1
-        if self._jobs < MAX_UNANSWERED:
-            self.room.set()
 
 
 class Bridge:
@@ -159,8 +98,8 @@ class Bridge:
         self._admission = Admission(wait_s=queue_s)
         self._retries = Retries()
         self._journal = journal
-        self._jobs: set[asyncio.Task[None]] = set()
-        self._backlogs: defaultdict[Address, _Backlog] = defaultdict(_Backlog)
+        self._jobs: set[asyncio.Task[Any]] = set()
+        self._backlogs: defaultdict[Address, Backlog] = defaultdict(Backlog)
         self._running: set[asyncio.Task[Completed[Result] | Stream]] = set()
         self._streams: set[Stream] = set()
 
@@ -299,23 +238,88 @@ class Bridge:
         record.replica, record.compute_s = completed.replica, completed.compute_s
         return success(completed.result)
 
+    @asynccontextmanager
+    async def serving(
+        self, visit: Visit, work: Work, request: Request, *, source: Hashable
+    ) -> AsyncIterator[Completed[Result] | Stream]:
+        """Does what came over HTTP: with the slots, deadlines and retries of all jobs.
+
+        Holds the slot until the context ends, a stream's until it is read.
+
+        Args:
+            visit: who waits.
+            work: what is asked for; of a model that is served.
+            request: the same, validated.
+            source: with whom free slots are shared fairly.
+
+        Raises:
+            JobError: it was not done.
+        """
+        record = JobRecord(
+            task_id=visit.number,
+            pipeline=visit.pipeline,
+            model_id=work.key.model_id,
+            over_http=True,
+        )
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        waiting = asyncio.current_task()
+        assert waiting is not None  # noqa: S101 - coroutines run in tasks
+        self._jobs.add(waiting)
+        try:
+            async with self._admission.slot(work.key, source=source):
+                record.waited_s = clock() - began
+                done = await self._in_time(self._attempts(visit, work, request, record), visit)
+                try:
+                    if isinstance(done, Stream):
+                        done.cut(at=self._deadline(visit))
+                        self._streams.add(done)
+                    yield done
+                finally:
+                    if isinstance(done, Stream):
+                        self._streams.discard(done)
+                        await done.aclose()
+                        last, failed = done.last, done.failed
+                        record.replica, record.compute_s = last.replica, last.compute_s
+                        if failed:
+                            record.outcome, record.kind = "the stream was cut short", "cut_short"
+                    else:
+                        record.replica, record.compute_s = done.replica, done.compute_s
+            record.delivered = True
+        except JobError as error:
+            record.outcome, record.kind = error.network_text(visit.pipeline), error.kind
+            record.delivered = True
+            raise
+        except BaseException as error:
+            record.outcome, record.kind = f"the client has left ({type(error).__name__})", "left"
+            raise
+        finally:
+            self._jobs.discard(waiting)
+            record.total_s = clock() - visit.received_at
+            self._on_finished(record)
+
     async def _run(self, work: Work, job: Job, record: JobRecord) -> Completed[Result] | Stream:
         file = await self._inputs.fetch(job, work) if work.input_url else None
-        request, backend = work.request(file), self._backends[work.key]
+        return await self._attempts(job, work, work.request(file), record)
+
+    async def _attempts(
+        self, asked: Job | Visit, work: Work, request: Request, record: JobRecord
+    ) -> Completed[Result] | Stream:
+        backend = self._backends[work.key]
 
         async def attempt() -> Completed[Result] | Stream:
             record.attempts += 1
-            left_s = self._deadline(job) - asyncio.get_running_loop().time()
+            left_s = self._deadline(asked) - asyncio.get_running_loop().time()
             if request.wants_stream:
                 chunks = backend.stream(work.key, request, timeout_s=left_s)
-                return await Stream.begin(chunks, name=str(job))
+                return await Stream.begin(chunks, name=str(asked))
             return await backend.run(work.key, request, timeout_s=left_s)
 
-        return await self._retries.run(attempt, work=work, request=request, name=str(job))
+        return await self._retries.run(attempt, work=work, request=request, name=str(asked))
 
-    def _deadline(self, job: Job) -> float:
+    def _deadline(self, asked: Job | Visit) -> float:
         """By the event loop's clock."""
-        return job.received_at + self._deadlines.of(job.pipeline)
+        return asked.received_at + self._deadlines.of(asked.pipeline)
 
     async def _relay(self, stream: Stream, job: Job, record: JobRecord) -> None:
         """Sends a stream to its end, or to the job's deadline. Never raises a `JobError`."""
@@ -336,13 +340,13 @@ class Bridge:
             record.outcome, record.kind = "the stream was cut short", "cut_short"
 
     async def _in_time(
-        self, work: Coroutine[Any, Any, Completed[Result] | Stream], job: Job
+        self, work: Coroutine[Any, Any, Completed[Result] | Stream], asked: Job | Visit
     ) -> Completed[Result] | Stream:
-        """Does the work within the job's deadline; cancels it, and waits for its end, if not."""
+        """Does the work within its deadline; cancels it, and waits for its end, if not."""
         running = asyncio.create_task(work)
         self._running.add(running)
         try:
-            left_s = self._deadline(job) - asyncio.get_running_loop().time()
+            left_s = self._deadline(asked) - asyncio.get_running_loop().time()
             await asyncio.wait({running}, timeout=left_s)
         finally:
             self._running.discard(running)
@@ -350,7 +354,7 @@ class Bridge:
             running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         if not in_time:
-            raise DeadlinePassed(f"no result within {self._deadlines.of(job.pipeline):g} s")
+            raise DeadlinePassed(f"no result within {self._deadlines.of(asked.pipeline):g} s")
         if running.cancelled():
             raise InsufficientCapacity("this worker is shutting down")
         return running.result()

@@ -56,6 +56,19 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Visit:
+    """One request that somebody waits for on a connection of his own, over HTTP."""
+
+    number: int
+    pipeline: str
+    received_at: float
+    """By the event loop's clock, in seconds."""
+
+    def __str__(self) -> str:
+        return f"request {self.number} ({self.pipeline})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """What a job asks for: which of our models, and with what parameters."""
 

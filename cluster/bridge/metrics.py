@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from cluster.bridge.bridge import JobRecord
 from cluster.bridge.journal import Journal
+from cluster.bridge.record import JobRecord
 from cluster.bridge.state import BridgeState
 from deployments.registry import PIPELINES
 

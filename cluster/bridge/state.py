@@ -27,9 +27,26 @@ class ModelState:
     model_id: str
     warm: bool
     slots: int
-    """Of its running replicas, or of those that the first jobs would start."""
+    """Of its running replicas, or of those that the first jobs would start, and of containers."""
     in_flight: int
     """Jobs that hold one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerState:
+    """One external container."""
+
+    pipeline: str
+    model_id: str
+    url: str
+    slots: int
+    """None while it is not ready."""
+    in_flight: int
+    detail: str
+    """Why it is not ready."""
+    runner_version: str
+    gpus: Sequence[str]
+    """Names of the cards that it reports."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +55,8 @@ class RegistrationState:
 
     orchestrator: str
     """Its url."""
+    way: str = "worker"
+    """Or `live-runner`: see docs/registration.md."""
     registered: bool
     detail: str
     """Why not; empty where that is known from the capacity alone."""
@@ -51,6 +70,7 @@ class RegistrationState:
         slots = [{**_named(key), **asdict(model)} for key, model in self.advertised.models.items()]
         return {
             "orchestrator": self.orchestrator,
+            "way": self.way,
             "registered": self.registered,
             "detail": self.detail,
             "certificate": self.certificate,
@@ -64,11 +84,13 @@ class BridgeState:
 
     models: Sequence[ModelState]
     registrations: Sequence[RegistrationState]
+    containers: Sequence[ContainerState] = ()
 
     def document(self) -> dict[str, Any]:
         """As JSON has it."""
         return {
             "models": [asdict(model) for model in self.models],
+            "containers": [asdict(container) for container in self.containers],
             "registrations": [registration.document() for registration in self.registrations],
         }
 

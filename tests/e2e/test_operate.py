@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from tests.e2e.conftest import (
     Orchestrator,
 )
 from tests.e2e.programs import PATIENCE_S, Program, livepeer_ray, program
+from tests.free_ports import free_port
 from tests.hub import running_hub
 
 THIRD = "livepeer-ray/tiny-sd-third"
@@ -38,11 +38,6 @@ def entry(model_id: str, **fields: object) -> dict[str, Any]:
 def child(start: Program, name: str) -> psutil.Process:
     (found,) = (child for child in psutil.Process(start.pid).children() if name in child.cmdline())
     return found
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
 
 
 def cluster_flags(deployed: Deployed, file: Path) -> tuple[str, ...]:

@@ -17,10 +17,11 @@ from pydantic import SecretStr
 
 from cluster.ai_models import ModelKey
 from cluster.bridge.address import Address
-from cluster.bridge.bridge import Bridge, JobRecord
+from cluster.bridge.bridge import Bridge
 from cluster.bridge.deadlines import Deadlines
 from cluster.bridge.inputs import Inputs
 from cluster.bridge.journal import Journal
+from cluster.bridge.record import JobRecord
 from cluster.bridge.registration import WorkerRegistration
 from cluster.bridge.results import Delivery
 from cluster.capacity import Capacity, ModelCapacity

@@ -13,12 +13,13 @@ from pydantic import SecretStr
 
 from cluster.ai_models import ModelKey
 from cluster.bridge.address import Address
-from cluster.bridge.bridge import Bridge, JobRecord
+from cluster.bridge.bridge import Bridge
 from cluster.bridge.deadlines import Deadlines
 from cluster.bridge.event_stream import event
 from cluster.bridge.inputs import Inputs
 from cluster.bridge.job import Job
 from cluster.bridge.peer import Peer, identify
+from cluster.bridge.record import JobRecord
 from cluster.bridge.results import Delivery
 from cluster.capacity import Capacity, ModelCapacity
 from cluster.errors import InsufficientCapacity, JobRejected

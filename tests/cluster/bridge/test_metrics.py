@@ -13,7 +13,8 @@ from cluster.bridge.state import state_endpoint
 from cluster.errors import ReplicaLost
 from cluster.loopback import JobFailed, LoopbackOrchestrator
 from tests.cluster.bridge.conftest import Ask, address, capacity, registered, running
-from tests.cluster.bridge.test_state import free_port, state_of
+from tests.cluster.bridge.test_state import state_of
+from tests.free_ports import free_port
 
 A = ("text-to-image", "org/a")
 NOBODYS = ("text-to-image", "")

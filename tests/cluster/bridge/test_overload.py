@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 from pydantic import SecretStr
 
-from cluster.bridge import bridge as bridge_module
+from cluster.bridge import backlog
 from cluster.bridge.address import Address
 from cluster.bridge.bridge import Bridge
 from cluster.bridge.deadlines import Deadlines
@@ -152,7 +152,7 @@ async def test_more_jobs_than_slots_are_answered_in_bounded_memory(
 async def test_of_jobs_without_end_no_more_are_read_than_are_answered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(bridge_module, "MAX_UNANSWERED", 50)
+    monkeypatch.setattr(backlog, "MAX_UNANSWERED", 50)
     orchestrator, backend = Orchestrator(), SteeredBackend()
     taken = 0
 

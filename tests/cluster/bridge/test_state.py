@@ -22,11 +22,7 @@ from tests.cluster.bridge.conftest import (
     registered,
     running,
 )
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
+from tests.free_ports import free_port
 
 
 def state_of(bridge: Running) -> Callable[[], BridgeState]:
@@ -86,7 +82,13 @@ async def test_a_registration_from_its_beginning_to_its_loss() -> None:
         assert registration["orchestrator"] == orchestrator.url
         assert registration["certificate"] == orchestrator.fingerprint
         assert registration["advertised"] == [
-            {"pipeline": "text-to-image", "model_id": "org/a", "slots": 2, "warm": True}
+            {
+                "pipeline": "text-to-image",
+                "model_id": "org/a",
+                "slots": 2,
+                "warm": True,
+                "runner_version": "",
+            }
         ]
 
         await orchestrators.aclose()
