@@ -20,9 +20,14 @@
     │   ├── InsufficientCapacity            503  somebody else should
     │   │   └── ReplicaLost                       or another replica of ours; .dead
     │   └── JobFailed                       500  our fault
-    │       └── DeadlinePassed              504
+    │       ├── DeadlinePassed              504
+    │       └── ContainerRefused                 a container's own status
     ├── ConfigError                       the operator has to change something; exit status 2
     │   └── AIModelsError                   .problems
+    ├── ContainerError                    an external container
+    │   ├── NotHealthy                      a check that failed
+    │   │   └── NoAnswer                      in time
+    │   └── ReportedError                   in the middle of a stream
     ├── ClusterUnreachable                no Ray cluster; exit status 4, worth another try
     ├── DownloadFailed                    a model that could not be fetched
     └── RegistrationError                 this attempt to register failed; retried unless fatal
@@ -54,6 +59,8 @@ __all__ = [
     "BadRequest",
     "ClusterUnreachable",
     "ConfigError",
+    "ContainerError",
+    "ContainerRefused",
     "DeadlinePassed",
     "DownloadFailed",
     "FingerprintMismatch",
@@ -67,12 +74,15 @@ __all__ = [
     "ModelBroken",
     "ModelError",
     "ModelNotFound",
+    "NoAnswer",
+    "NotHealthy",
     "OrchestratorRefused",
     "OrchestratorUnreachable",
     "RegistrationError",
     "ReplicaBroken",
     "ReplicaError",
     "ReplicaLost",
+    "ReportedError",
 ]
 
 
@@ -83,13 +93,13 @@ MAX_REASON_CHARS = 1_000
 class JobError(LivepeerRayError):
     """A job that is answered with an error."""
 
-    http_status: ClassVar[int]
+    http_status: int
     _text: ClassVar[str]
 
     def network_text(self, pipeline: str) -> str:
         """Returns the words for the orchestrator, one line."""
         why = " ".join(str(self).split())[:MAX_REASON_CHARS]
-        return self._text.format(pipeline=pipeline, why=why)
+        return self._text.format(pipeline=pipeline, status=self.http_status, why=why)
 
 
 class JobRejected(JobError):
@@ -134,6 +144,17 @@ class DeadlinePassed(JobFailed):
     http_status = 504
 
 
+class ContainerRefused(JobFailed):
+    """An external container refused the job in a way of its own, which is passed on."""
+
+    _text = "{pipeline} container returned {status}: {why}"
+
+    def __init__(self, message: str, *, http_status: int) -> None:
+        """Takes the container's words and its status."""
+        super().__init__(message)
+        self.http_status = http_status
+
+
 class ConfigError(LivepeerRayError):
     """Flags, environment or files that the operator has to change."""
 
@@ -145,6 +166,22 @@ class AIModelsError(ConfigError):
         """Takes the problems, each naming file, entry and field."""
         super().__init__("\n".join(problems))
         self.problems = tuple(problems)
+
+
+class ContainerError(LivepeerRayError):
+    """What an external container does in place of working; the text is for operators."""
+
+
+class NotHealthy(ContainerError):
+    """A health check failed."""
+
+
+class NoAnswer(NotHealthy):
+    """It did not answer in time: it hangs, or it is busy."""
+
+
+class ReportedError(ContainerError):
+    """It ended a stream with an error; the text is the container's."""
 
 
 class ClusterUnreachable(LivepeerRayError):
