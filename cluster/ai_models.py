@@ -142,8 +142,12 @@ def _row(model: AIModel) -> tuple[str, ...]:
         "yes" if model.warm else "no",
         str(model.capacity),
         next((name for name, enabled in flags if enabled), "-"),
-        model.url or _on_ray(model.ray),
+        _on_url(model) if model.url else _on_ray(model.ray),
     )
+
+
+def _on_url(model: AIModel) -> str:
+    return f"{model.url}, with a token" if model.token else f"{model.url}"
 
 
 def _on_ray(options: RayOptions) -> str:

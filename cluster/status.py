@@ -33,6 +33,7 @@ def document(
     models = [model for name, app in applications.items() if (model := _model(name, app))]
     return {
         "models": _with_bridge(models, bridge),
+        "containers": None if bridge is None else bridge["containers"],
         "nodes": [_node(node, applications) for node in nodes],
         "orchestrators": None if bridge is None else bridge["registrations"],
     }
@@ -75,6 +76,7 @@ def _with_bridge(models: list[Document], bridge: Mapping[str, Any] | None) -> li
     if bridge is None:
         return [{**model, "in_flight": None, "advertised": None} for model in models]
     served = {_key(model): model for model in bridge["models"]}
+    external = set(map(_key, bridge["containers"]))
     advertised: dict[tuple[str, str], int] = {}
     for registration in bridge["registrations"]:
         for model in registration["advertised"]:
@@ -84,7 +86,7 @@ def _with_bridge(models: list[Document], bridge: Mapping[str, Any] | None) -> li
         {
             "pipeline": model["pipeline"],
             "model_id": model["model_id"],
-            "state": "NOT_DEPLOYED",
+            "state": "EXTERNAL" if key in external else "NOT_DEPLOYED",
             "message": "",
             "warm": model["warm"],
             "wanted": 0,
@@ -143,6 +145,9 @@ def table(status: Document) -> str:
         ("PIPELINE", "MODEL", "WARM", "REPLICAS", "SLOTS", "IN FLIGHT", "ADVERTISED", "STATE"),
         [_model_row(model) for model in status["models"]],
     )
+    if status["containers"]:
+        heading = ("CONTAINER", "MODEL", "SLOTS", "IN FLIGHT", "RUNNER", "GPUS", "STATE")
+        lines += ["", *_aligned(heading, map(_container_row, status["containers"]))]
     lines += ["", *_aligned(("NODE", "GPUS", "REPLICAS"), map(_node_row, status["nodes"]))]
     if status["orchestrators"] is not None:
         rows = [
@@ -175,6 +180,18 @@ def _model_row(model: Document) -> tuple[str, ...]:
         _number(model["in_flight"]),
         _number(model["advertised"]),
         state,
+    )
+
+
+def _container_row(container: Document) -> tuple[str, ...]:
+    return (
+        container["url"],
+        f"{container['pipeline']} {container['model_id']}",
+        str(container["slots"]),
+        str(container["in_flight"]),
+        container["runner_version"] or "?",
+        ", ".join(container["gpus"]) or "?",
+        container["detail"] or "ready",
     )
 
 

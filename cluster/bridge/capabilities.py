@@ -33,6 +33,7 @@ def capabilities(capacity: Capacity, *, version: str) -> pb.Capabilities:
         constraint = per_capability[PIPELINES[key.pipeline].capability].models[key.model_id]
         constraint.warm = model.warm
         constraint.capacity = model.slots
+        constraint.runnerVersion = model.runner_version
     return message
 
 

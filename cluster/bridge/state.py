@@ -26,9 +26,26 @@ class ModelState:
     model_id: str
     warm: bool
     slots: int
-    """Of its running replicas, or of those that the first jobs would start."""
+    """Of its running replicas, or of those that the first jobs would start, and of containers."""
     in_flight: int
     """Jobs that hold one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerState:
+    """One external container."""
+
+    pipeline: str
+    model_id: str
+    url: str
+    slots: int
+    """None while it is not ready."""
+    in_flight: int
+    detail: str
+    """Why it is not ready."""
+    runner_version: str
+    gpus: Sequence[str]
+    """Names of the cards that it reports."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +80,13 @@ class BridgeState:
 
     models: Sequence[ModelState]
     registrations: Sequence[RegistrationState]
+    containers: Sequence[ContainerState] = ()
 
     def document(self) -> dict[str, Any]:
         """As JSON has it."""
         return {
             "models": [asdict(model) for model in self.models],
+            "containers": [asdict(container) for container in self.containers],
             "registrations": [registration.document() for registration in self.registrations],
         }
 

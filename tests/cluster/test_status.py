@@ -9,6 +9,7 @@ BRIDGE: dict[str, Any] = {
         {"pipeline": "llm", "model_id": "org/a", "warm": True, "slots": 4, "in_flight": 3},
         {"pipeline": "llm", "model_id": "org/b", "warm": True, "slots": 0, "in_flight": 0},
     ],
+    "containers": [],
     "registrations": [
         {
             "orchestrator": "https://orchestrator.example:8935",
@@ -114,3 +115,24 @@ def test_a_replica_that_has_no_machine_yet() -> None:
     status = document(applications={"llm--org--a": waiting}, nodes=[NODE], bridge=None)
     assert model(status)["starting"] == 1
     assert status["nodes"][0]["replicas"] == []
+
+
+def test_external_containers() -> None:
+    container = {
+        "pipeline": "llm",
+        "model_id": "org/b",
+        "url": "http://10.0.0.9:8000",
+        "slots": 0,
+        "in_flight": 1,
+        "detail": "/health answers 500",
+        "runner_version": "0.14.1",
+        "gpus": ["NVIDIA L40S"],
+    }
+    bridge = {**BRIDGE, "containers": [container]}
+    status = document(applications={}, nodes=[NODE], bridge=bridge)
+    assert model(status, "org/b")["state"] == "EXTERNAL"
+    assert status["containers"] == [container]
+    assert (
+        "http://10.0.0.9:8000  llm org/b  0      1          0.14.1  NVIDIA L40S  "
+        "/health answers 500" in table(status)
+    )

@@ -86,7 +86,13 @@ async def test_a_registration_from_its_beginning_to_its_loss() -> None:
         assert registration["orchestrator"] == orchestrator.url
         assert registration["certificate"] == orchestrator.fingerprint
         assert registration["advertised"] == [
-            {"pipeline": "text-to-image", "model_id": "org/a", "slots": 2, "warm": True}
+            {
+                "pipeline": "text-to-image",
+                "model_id": "org/a",
+                "slots": 2,
+                "warm": True,
+                "runner_version": "",
+            }
         ]
 
         await orchestrators.aclose()
