@@ -3,6 +3,7 @@
     LivepeerRayError                      deployments/errors.py
     ├── ReplicaError                      raised in a replica; .http_status
     │   ├── BadRequest                      400
+    │   │   └── UnsupportedMedia            415
     │   ├── InferenceFailed                 500
     │   └── ReplicaBroken                   503
     ├── Refused                           deployments/ingress/errors.py; .http_status

@@ -19,25 +19,23 @@ their way in, and each may have a file on disk."""
 
 def guarded_route(service: Service, *, max_body_bytes: int) -> type[APIRoute]:
     """Returns the class of routes that read no more than so much of whom they let in."""
-    under_way = 0
 
     class GuardedRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             handle = super().get_route_handler()
 
             async def guarded(request: Request) -> Response:
-                nonlocal under_way
                 service.guard.admit(request)
                 _check_length(request, max_body_bytes)
-                if under_way >= MAX_REQUESTS:
+                if service.under_way >= MAX_REQUESTS:
                     raise Overloaded(f"{MAX_REQUESTS} requests are under way")
-                under_way += 1
+                service.under_way += 1
                 try:
                     return await handle(
                         Request(request.scope, _bounded(request.receive, max_body_bytes))
                     )
                 finally:
-                    under_way -= 1
+                    service.under_way -= 1
 
             return guarded
 

@@ -36,6 +36,8 @@ class Service:
         """
         self.served = Served()
         self.guard = Guard(sees_clients=sees_clients)
+        self.under_way = 0
+        """Requests, from before their body is read."""
         self._sees_clients = sees_clients
         self._runner = runner
 

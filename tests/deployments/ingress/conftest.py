@@ -62,7 +62,13 @@ async def api(application: Application) -> AsyncIterator[API]:
     """An API with a model of each pipeline."""
     models, service = application.models, application.service
     models.reset()
-    config = uvicorn.Config(application.app, port=0, log_config=None, lifespan="off")
+    config = uvicorn.Config(
+        application.app,
+        port=0,
+        log_config=None,
+        lifespan="off",
+        timeout_keep_alive=600,  # on a busy machine 5 s are over before a connection is used again
+    )
     # Without its main loop, which looks ten times a second whether it is to end.
     config.load()
     server = uvicorn.Server(config)

@@ -1,5 +1,6 @@
 """What a request is refused with: ai-runner's statuses and bodies."""
 
+import asyncio
 import io
 from collections.abc import AsyncIterator
 from typing import Any
@@ -7,11 +8,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from deployments.errors import BadRequest, InferenceFailed
+from deployments.errors import BadRequest, InferenceFailed, UnsupportedMedia
 from deployments.ingress.errors import Overloaded
 from tests.deployments.ingress.conftest import API
 from tests.deployments.ingress.requests import body
-from tests.deployments.ingress.standin import served
+from tests.deployments.ingress.standin import ONE_EACH, served
 
 GO = {"User-Agent": "Go-http-client/1.1"}
 TWO = (served("text-to-image", "org/a"), served("text-to-image", "org/b"))
@@ -110,6 +111,7 @@ async def test_another_method_is_refused(api: API) -> None:
     ("failure", "status", "text"),
     [
         (BadRequest("loras: no such file"), 400, "loras: no such file"),
+        (UnsupportedMedia("audio: none"), 415, "audio: none"),
         (InferenceFailed("shape mismatch"), 500, "shape mismatch"),
         (Overloaded("no replica"), 503, "insufficient capacity: no replica"),
         (ZeroDivisionError("secret"), 500, "internal error"),
@@ -143,6 +145,15 @@ async def test_no_more_is_read_than_a_request_may_have(api: API) -> None:
     assert api.models.requests == []
 
 
+async def test_a_length_that_is_too_large_is_refused_before_a_byte_is_read(api: API) -> None:
+    assert api.http._base_url is not None
+    reader, writer = await asyncio.open_connection("127.0.0.1", api.http._base_url.port)
+    head = "POST /upscale HTTP/1.1\r\nHost: here\r\nContent-Length: 1000000000\r\n\r\n"
+    writer.write(head.encode())
+    assert (await reader.readline()).startswith(b"HTTP/1.1 413")
+    writer.close()
+
+
 async def test_a_form_of_many_fields_is_refused(api: API) -> None:
     form = aiohttp.FormData({f"field{number}": "x" for number in range(200)})
     form.add_field("image", b"a file", filename="file")
@@ -156,6 +167,10 @@ async def test_go_livepeer_is_told_by_statuses_that_it_knows(api: API) -> None:
     assert (await api.post("/text-to-image", **request))[0] == 503
     status, document = await api.post("/text-to-image", headers=GO, **request)
     assert (status, message(document)[:21]) == (500, "insufficient capacity")
+    api.models.failure = UnsupportedMedia("audio: none")
+    api.serve(*ONE_EACH.values())
+    for pipeline, status in (("audio-to-text", 415), ("image-to-text", 400)):
+        assert (await api.post(f"/{pipeline}", headers=GO, **body(pipeline)))[0] == status
     gone = "/text-to-image/org/gone/text-to-image"
     assert (await api.post(gone, **request))[0] == 404
     assert (await api.post(gone, headers=GO, **request))[0] == 400

@@ -7,9 +7,7 @@ import pytest
 from ray.serve.schema import (
     ApplicationStatus,
     ApplicationStatusOverview,
-    DeploymentStatus,
     DeploymentStatusOverview,
-    DeploymentStatusTrigger,
     ServeStatus,
 )
 
@@ -135,12 +133,10 @@ def overview(
     """An application as `serve.status` shows it; None while it is rebuilt."""
     deployments = {}
     if replicas is not None:
-        healthy: Any = replicas
+        anything: Any = None
+        states: Any = replicas
         deployments["model"] = DeploymentStatusOverview(
-            status=DeploymentStatus.HEALTHY,
-            status_trigger=DeploymentStatusTrigger.UNSPECIFIED,
-            replica_states=healthy,
-            message="",
+            status=anything, status_trigger=anything, replica_states=states, message=""
         )
     return ApplicationStatusOverview(
         status=status, message="", last_deployed_time_s=0.0, deployments=deployments

@@ -1,5 +1,7 @@
 """Who may ask for what."""
 
+from typing import Any
+
 import pytest
 from starlette.requests import Request
 
@@ -69,7 +71,8 @@ async def test_health_is_for_everybody_as_in_the_reference(api: API) -> None:
     ],
 )
 def test_without_any_token_only_this_machine_may_ask(client: str | None, admitted: bool) -> None:
-    scope = {"type": "http", "headers": [], "client": client and (client, 1234)}
+    scope: dict[str, Any] = {"type": "http", "headers": []}
+    scope["client"] = client and (client, 1234)
     if admitted:
         Guard().admit(Request(scope))
     else:
