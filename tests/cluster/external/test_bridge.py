@@ -22,7 +22,7 @@ from cluster.bridge.results import Delivery
 from cluster.capacity import CapacityWatch
 from cluster.loopback import LoopbackOrchestrator
 from tests.cluster.bridge.conftest import SECRET, Ask, address, ask, orchestrator
-from tests.cluster.external.runner import IMAGES, LLM, Runner, chunk, events, runner
+from tests.cluster.external.runner import IMAGES, LLM, PNG, Runner, chunk, events, images, runner
 from tests.cluster.external.test_health import until
 
 __all__ = ["ask", "orchestrator"]
@@ -135,18 +135,19 @@ async def test_one_that_hangs_costs_the_others_nothing(
 
     async def hang(_: web.Request) -> web.Response:
         await free.wait()
-        return web.json_response({})
+        return web.json_response(images(PNG))
 
     container.answer = hang
-    models = [container.model(capacity=2), other.model(capacity=2)]
+    models = [container.model(capacity=3), other.model(capacity=1)]
     async with bridge(orchestrator, models):
-        hanging = [asyncio.create_task(ask()) for _ in range(4)]
-        await until(lambda: (len(container.seen), len(other.seen)) == (2, 2))
+        # Each has no fewer free slots there than at the other one.
+        hanging = [asyncio.create_task(ask()) for _ in range(3)]
+        await until(lambda: len(container.seen) == 3)
         for _ in range(5):
             assert (await ask())[0] == 200
-        assert len(container.seen) == 2
+        assert (len(container.seen), len(other.seen)) == (3, 5)
         free.set()
-        assert [status for status, _ in await asyncio.gather(*hanging)] == [200] * 4
+        assert [status for status, _ in await asyncio.gather(*hanging)] == [200] * 3
 
 
 async def test_one_that_is_ill_is_not_advertised(

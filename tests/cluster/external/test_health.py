@@ -108,7 +108,7 @@ async def test_one_failure_changes_nothing(http: aiohttp.ClientSession) -> None:
 async def test_one_that_computes_answers_nobody_meanwhile(
     container: Runner, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(external_probe, "TIMEOUT_S", 0.05)
+    monkeypatch.setattr(external_probe, "TIMEOUT_S", 0.25)
     done = asyncio.Event()
 
     async def compute(_: web.Request) -> web.Response:
