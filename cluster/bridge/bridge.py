@@ -124,6 +124,7 @@ class Bridge:
         self._retries = Retries()
         self._journal = journal
         self._jobs: set[asyncio.Task[None]] = set()
+        self._taken: set[tuple[str, int]] = set()
         self._running: set[asyncio.Task[Completed[Result] | Stream]] = set()
         self._streams: set[Stream] = set()
 
@@ -137,12 +138,22 @@ class Bridge:
         return self._admission.in_flight
 
     def accept(self, job: Job) -> None:
-        """Takes a job off the registration; returns at once."""
+        """Takes a job off the registration; returns at once.
+
+        One that comes again while it is being worked on is answered once. Over plaintext it may
+        be another orchestrator process that counts anew.
+        """
+        key = (job.peer.fingerprint, job.task_id)
+        if job.peer.fingerprint and key in self._taken:
+            logger.warning("%s came again, and is answered once", job)
+            return
+        self._taken.add(key)
         if self._journal:
             self._journal.taken(job)
         task = asyncio.create_task(self._handle(job), name=str(job))
         self._jobs.add(task)
         task.add_done_callback(self._jobs.discard)
+        task.add_done_callback(lambda _: self._taken.discard(key))
 
     def slots(self, key: ModelKey) -> int:
         """How many jobs a model takes at once."""
