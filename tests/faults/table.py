@@ -202,7 +202,6 @@ FAULTS = (
         name="answers are cut off for 3 s",
         cause=misbehave(Wrong.ANSWERS_CUT, for_s=3),
         proof="not delivered, again in",
-        short=True,
     ),
     Fault(
         name="answers get garbage for 5 s",
