@@ -17,13 +17,16 @@ cannot reach its worker still sends it jobs."""
 
 CALL_S = 300.0
 
+_NUMBERS = itertools.count()
+
 
 @asynccontextmanager
 async def callers(url: str) -> AsyncIterator[None]:
     """Has callers come and ask for a picture each.
 
-    Every one asks for another picture: requests that were there when replicas died are refused
-    for a while, and these are innocent. What they are told is in the orchestrator's ledger.
+    Every one asks for another picture, over all faults: requests that were there when replicas
+    died are refused for a while, and these are innocent. What they are told is in the
+    orchestrator's ledger.
     """
     calling: set[asyncio.Task[None]] = set()
     connector = aiohttp.TCPConnector(ssl=False, limit=0)  # it may be another certificate each time
@@ -31,7 +34,7 @@ async def callers(url: str) -> AsyncIterator[None]:
     async with aiohttp.ClientSession(url, connector=connector, timeout=timeout) as http:
 
         async def come() -> None:
-            for number in itertools.count():
+            for number in _NUMBERS:
                 caller = asyncio.create_task(_call(http, number))
                 calling.add(caller)
                 caller.add_done_callback(calling.discard)

@@ -22,7 +22,7 @@ CALM_S = 3.0
 """All is well when it has been for so long."""
 
 WARM_UP_JOBS = 2
-"""Of every caller, before a fault."""
+"""Of every replica, before a fault."""
 
 RECOVERY_S = 180.0
 """For all to be well again."""
@@ -81,7 +81,9 @@ async def watched(world: World) -> AsyncIterator[Watch]:
         yield watch
     finally:
         watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+        # What it failed of would have passed for calm.
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
 
 
 async def run(fault: Fault, world: World) -> Outcome:

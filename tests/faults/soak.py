@@ -7,6 +7,7 @@ Exit status: 1 when a job was lost or something else is not as expected.
 
 import argparse
 import asyncio
+import contextlib
 import random
 import sys
 import tempfile
@@ -70,7 +71,8 @@ async def _run(seconds: float, seed: int) -> list[str]:
             looking = asyncio.create_task(_look_at_memory(made, memory))
             counts = await _soak(made, seconds, random.Random(seed), problems)  # noqa: S311
             looking.cancel()
-            await asyncio.gather(looking, return_exceptions=True)
+            with contextlib.suppress(asyncio.CancelledError):
+                await looking
             problems += complaints_of(made)
     if counts.lost:
         problems.append(f"{counts.lost} jobs were lost")

@@ -6,6 +6,7 @@ be put up with, and names the line of the bridge's log that proves that the faul
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Awaitable, Callable
@@ -63,7 +64,8 @@ def freeze(victim: Callable[[World], int], *, for_s: float) -> Cause:
         try:
             await asyncio.sleep(for_s)
         finally:
-            os.kill(pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
     return cause
 
