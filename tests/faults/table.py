@@ -36,7 +36,7 @@ class Fault:
     proof: str = ""
     """A pattern that the bridge's log must show; empty where it does not notice."""
     errors: bool = False
-    """Jobs may be answered with an error: who could have served them is gone."""
+    """Jobs may be answered with an error: who had them is gone, or nobody could serve them."""
     severed: bool = False
     """What is on its way is lost. Jobs that were sent never come. Replies to answers do not come
     either, so that the answers are sent again; an orchestrator that has them ignores that."""
@@ -223,6 +223,7 @@ FAULTS = (
     Fault(
         name="jobs have 63 MiB for 5 s",
         cause=misbehave(Wrong.JOBS_LARGE, for_s=5),
+        errors=True,
     ),
     Fault(
         name="every job comes twice for 3 s",

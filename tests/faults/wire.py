@@ -14,6 +14,13 @@ async def main(listen: str, target: str) -> None:
     """Forwards for ever."""
     host, port = listen.split(":")
     target_host, target_port = target.split(":")
+    connections: set[asyncio.Task[None]] = set()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # asyncio's own reference to a connection ends with its transport.
+        connection = asyncio.create_task(forward(reader, writer))
+        connections.add(connection)
+        connection.add_done_callback(connections.discard)
 
     async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -32,7 +39,7 @@ async def main(listen: str, target: str) -> None:
             for side in (writer, there[1]):
                 side.close()
 
-    server = await asyncio.start_server(forward, host, int(port))
+    server = await asyncio.start_server(accept, host, int(port))
     print(server.sockets[0].getsockname()[1], flush=True)  # noqa: T201 (the port, for who started it)
     await server.serve_forever()
 

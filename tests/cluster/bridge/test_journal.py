@@ -123,7 +123,7 @@ async def test_the_file_stays_small(
     again.close()
 
 
-async def test_a_full_disk_costs_no_job_and_nothing_that_was_there(
+async def test_what_a_full_disk_did_not_take_is_written_when_there_is_room(
     tmp_path: Path, peer: Peer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = opened(tmp_path, peer.address)
@@ -136,13 +136,14 @@ async def test_a_full_disk_costs_no_job_and_nothing_that_was_there(
     monkeypatch.setattr(os, "write", full)
     journal.taken(job(2, peer))
     journal.taken(job(3, peer))
+    journal.answered(job(1, peer))
     assert caplog.text.count("cannot be written") == 1
     monkeypatch.undo()
     journal.taken(job(4, peer))
     assert "can be written again" in caplog.text
     journal.close()
     again = opened(tmp_path, peer.address)
-    assert task_ids(again) == [1, 4]
+    assert task_ids(again) == [2, 3, 4]
     again.close()
 
 
