@@ -10,7 +10,7 @@ import time
 import numpy as np
 from ray import serve
 
-from deployments.app import HEALTH_CHECK_PERIOD_S, HEALTH_CHECK_TIMEOUT_S
+from deployments.app import HEALTH_CHECK_PERIOD_S, HEALTH_CHECK_TIMEOUT_S, ROUTER
 from deployments.media import encode_png
 from deployments.model_args import DEPLOYMENT, ModelArgs
 from deployments.schemas.base import Completed
@@ -28,7 +28,12 @@ class FakeModel:
         self._replica = f"{args.model_id} {serve.get_replica_context().replica_id.unique_id}"
         self._picture = encode_png(np.zeros((64, 64, 3), np.uint8))
 
-    async def run(self, request: TextToImageRequest) -> Completed[ImagesResult]:
+    async def run(
+        self,
+        request: TextToImageRequest,
+        *,
+        timeout_s: float,  # noqa: ARG002 - as deployments.replica
+    ) -> Completed[ImagesResult]:
         """Waits and answers."""
         began = time.perf_counter()
         await asyncio.sleep(JOB_S)
@@ -41,11 +46,12 @@ class FakeModel:
 
 
 def build(args: ModelArgs) -> serve.Application:
-    """Returns the application; its health is checked as that of real models."""
+    """Returns the application; it is checked and routed to as real models are."""
     deployment = serve.deployment(
         name=DEPLOYMENT,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
+        request_router_config=ROUTER,
         graceful_shutdown_timeout_s=0,
     )
     return deployment(FakeModel).bind(args=args)

@@ -33,15 +33,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Before grpc and Ray are imported: no lines from gRPC's own logger, one thread a process, and
-# Ray's workers as important as the rest of the machine (serve_client.start_local).
+# Before grpc and Ray are imported: no lines from gRPC's own logger, one thread a process, Ray's
+# workers as important as the rest of the machine (serve_client.start_local), and the token with
+# which we connect, for the head as well as for the nodes that join.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_worker_niceness", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import aiohttp
 import psutil
 import ray
+from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
 from ray.cluster_utils import Cluster
 
 from benchmarks import machine
@@ -56,7 +59,7 @@ from deployments.model_args import DEPLOYMENT
 
 WANTED_P95_S = 3.0
 
-PATIENCE_S = 180.0
+PATIENCE_S = 300.0
 LOOK_S = 0.02
 """Between two looks at the orchestrator; Serve is asked five times less often."""
 
@@ -90,6 +93,7 @@ def main() -> int:
     arguments = parser.parse_args()
     logs.configure(as_json=False)
     where = machine.describe()
+    ensure_token_if_auth_enabled()
     cluster = Cluster(
         initialize_head=True,
         head_node_args={
@@ -211,10 +215,12 @@ async def _worker(ray_address: str) -> AsyncIterator[Worker]:
     """The real bridge and a loopback orchestrator, in processes of their own."""
     secret = secrets.token_hex(16)
     with tempfile.TemporaryDirectory(prefix="livepeer-ray-bench-") as folder:
-        async with programs.orchestrator(secret=secret) as orchestrator:
+        log = Path(folder, "orchestrator.log")
+        async with programs.orchestrator(secret=secret, log=log) as orchestrator:
             bridge = await programs.start(
                 *("bridge", "--ai-models", _ai_models(folder)),
                 *("--ray-address", ray_address, "--orch-addr", orchestrator.url),
+                *("--state-listen", "none", "--state-dir", folder),
                 log=Path(folder, "bridge.log"),
                 environment={"LIVEPEER_RAY_ORCH_SECRET": secret},
             )

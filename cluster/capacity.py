@@ -24,6 +24,9 @@ INTERVAL_S = 0.5
 """Between two looks at Serve, of 6 ms each in its controller. Long polling, which Serve has for
 its own proxies, would notice a change 0.25 s earlier on average and is a private API."""
 
+AT_WORK = frozenset({"RUNNING", "PENDING_MIGRATION"})
+"""Serve's states of a replica that it gives requests to."""
+
 FAILED = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
 
 
@@ -36,7 +39,7 @@ class ModelStatus:
     message: str = ""
     """Why it failed, when it failed."""
     running: int = 0
-    """Replicas that take requests."""
+    """Replicas that take requests: those in a state of `AT_WORK`."""
     rebuilding: bool = False
     """For a moment the application does not show what runs: see `REBUILD_S`."""
     replicas: frozenset[tuple[str, str]] = field(default_factory=frozenset)
@@ -105,22 +108,20 @@ def capacity_of(
         status: those that Serve knows.
         at_work: the models that have jobs.
     """
-    scaled = [
-        (model, seen.scaling)
+    scaled = {
+        model.key: seen.scaling
         for model in models
         if (seen := status.get(model.key)) and seen.scaling and not seen.failed
-    ]
+    }
     capacities: dict[ModelKey, ModelCapacity] = {}
     for model in models:
         seen = status.get(model.key)
         if seen is None:
             continue
         replicas = seen.running
-        if not model.warm and not seen.failed and seen.scaling:
-            others = [
-                other for other in scaled if other[0] is not model and other[0].key in at_work
-            ]
-            replicas = cold_replicas(model, seen.scaling, others)
+        if not model.warm and model.key in scaled:
+            others = [scaled[key] for key in scaled if key != model.key and key in at_work]
+            replicas = cold_replicas(model, scaled[model.key], others)
         if slots := replicas * model.ray.max_ongoing_requests:
             capacities[model.key] = ModelCapacity(slots=slots, warm=model.warm)
     return Capacity(models=capacities)

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.ai_models import AIModel, ModelKey
+from cluster.ai_models import AIModel, ModelKey, RayOptions
 from cluster.placement import Room
 from cluster.scaling import LOOK_BACK_S
+from cluster.supply import known_most, supply
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,29 +23,73 @@ class Scaling:
     running: int
     held: int
     """Replicas in whatever state, and those that are still to come."""
+    needs: RayOptions
+    """The GPUs of each; none where the models run on CPUs, whatever the file says."""
     room: Room = field(compare=False)
     """What the warm replicas of all models leave over."""
 
+    @property
+    def beyond(self) -> int:
+        """How many of the held ones are no warm ones, and have their cards from the room."""
+        return max(self.held - self.min_replicas, 0)
+
     @classmethod
-    def read(cls, deployment: Mapping[str, Any], *, running: int) -> "Scaling | None":
+    def read(cls, deployment: Mapping[str, Any], *, running: int, room: Room) -> "Scaling | None":
         """Reads a deployment of Serve's details; None for one of a fixed size."""
-        config = deployment["deployment_config"].get("autoscaling_config")
-        if not isinstance(config, Mapping):
+        config = _autoscaling(deployment)
+        if config is None:
             return None
-        # A deployment that somebody else configured has no room of ours.
-        room = config["policy"]["policy_kwargs"].get("room")
         return cls(
             min_replicas=config["min_replicas"],
             max_replicas=config["max_replicas"],
             running=running,
             held=max(deployment["target_num_replicas"], len(deployment["replicas"])),
-            room=Room(room),
+            needs=_needs(deployment),
+            room=room,
         )
 
 
-def cold_replicas(
-    model: AIModel, scaling: Scaling, at_work: Iterable[tuple[AIModel, Scaling]]
-) -> int:
+def room_beside_the_warm(
+    applications: Mapping[str, Any], machines: Iterable[Mapping[str, float]]
+) -> Room:
+    """What the warm replicas of all models leave over.
+
+    Args:
+        applications: of Serve's details.
+        machines: Ray's resources of each that is alive.
+    """
+    deployments = [
+        deployment
+        for application in applications.values()
+        for deployment in application["deployments"].values()
+    ]
+    settings = {
+        config["policy"]["policy_kwargs"].get("autoscaler_gpus")
+        for deployment in deployments
+        if (config := _autoscaling(deployment))
+    }
+    most = known_most(next(filter(None, settings), None))
+    room = Room.of(supply(machines, most))
+    for deployment in deployments:
+        config = _autoscaling(deployment)
+        warm = config["min_replicas"] if config else deployment["target_num_replicas"]
+        room.take_up_to(_needs(deployment), warm)
+    return room
+
+
+def _needs(deployment: Mapping[str, Any]) -> RayOptions:
+    actor = deployment["deployment_config"]["ray_actor_options"]
+    return RayOptions(
+        num_gpus=actor.get("num_gpus", 0), accelerator_type=actor.get("accelerator_type")
+    )
+
+
+def _autoscaling(deployment: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    config = deployment["deployment_config"].get("autoscaling_config")
+    return config if isinstance(config, Mapping) else None
+
+
+def cold_replicas(model: AIModel, scaling: Scaling, at_work: Iterable[Scaling]) -> int:
     """How many replicas of a cold model there could be, its own `capacity` at most.
 
     Its running ones are among them, unless a model at work waits for a card: then this one
@@ -53,15 +98,15 @@ def cold_replicas(
     Args:
         model: the cold model.
         scaling: its own.
-        at_work: the other models that have jobs.
+        at_work: those of the other models that have jobs.
     """
     room = scaling.room.copy()
     waited_for = False
-    for other, theirs in at_work:
-        room.take_up_to(other.ray, theirs.held - theirs.min_replicas)
-        waited_for |= theirs.running < theirs.held
+    for theirs in at_work:
+        room.take_up_to(theirs.needs, theirs.beyond)
+        waited_for |= theirs.beyond > 0 and theirs.running < theirs.held
     wanted = min(max(model.capacity, scaling.running), scaling.max_replicas)
-    possible = room.take_up_to(model.ray, wanted)
+    possible = room.take_up_to(scaling.needs, wanted)
     return possible if waited_for else max(possible, scaling.running)
 
 

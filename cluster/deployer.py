@@ -33,7 +33,6 @@ from cluster.settings import (
     models_dir,
 )
 from cluster.supervised import listen_to_the_supervisor
-from cluster.supply import autoscaler_most
 
 logger = logging.getLogger("cluster.deployer")
 
@@ -56,7 +55,7 @@ def main() -> int:
         reconciler = Reconciler(
             models_dir=models_dir(arguments.ai_models_dir),
             device=device(arguments.device),
-            most=autoscaler_most(arguments.autoscaler_gpus),
+            autoscaler_gpus=arguments.autoscaler_gpus,
         )
         local = _join(arguments.ray_address)
     except ConfigError as error:

@@ -8,15 +8,23 @@ middle of one begins it anew (huggingface_hub 2.4). The new files are complete b
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cluster.ai_models import AIModel
 from cluster.errors import DownloadFailed, ModelNotFound
 from deployments.loading import find_snapshot
-from deployments.model_files import CONFIG, INDEX, companions, files_to_load, has_weights
+from deployments.model_files import (
+    CONFIG,
+    INDEX,
+    Repository,
+    companions,
+    files_to_load,
+    has_weights,
+    own_repository,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +52,12 @@ class Fetched:
     size_bytes: int = 0
     problem: str = ""
     """Empty where it is all there."""
+    needed_by: tuple[str, ...] = ()
+    """Entries of the aiModels.json."""
 
     def __str__(self) -> str:
         if self.problem:
-            return f"{self.model_id}: {self.problem}"
+            return f"{self.model_id}: {self.problem}; needed by {', '.join(self.needed_by)}"
         return f"{self.model_id}: {self.files} files, {self.size_bytes / 1e9:.2f} GB"
 
 
@@ -61,30 +71,39 @@ def fetch_all(models: Sequence[AIModel], models_dir: Path, *, hub: Hub) -> list[
         models_dir: made if need be.
         hub: where from.
     """
-    done: dict[str, Fetched] = {}
+    done: dict[Repository, Fetched] = {}
+
+    def need(repository: Repository, model: AIModel) -> None:
+        fetched = done.get(repository) or _fetched(repository, models_dir, hub)
+        needed_by = (*fetched.needed_by, f"entry {model.entry} ({model.key})")
+        done[repository] = replace(fetched, needed_by=needed_by)
+
     for model in models:
-        if model.model_id not in done:
-            done[model.model_id] = _fetched(model.model_id, models_dir, hub)
-        for companion in companions(model.pipeline, _config(model.model_id, models_dir)):
-            if companion not in done:
-                done[companion] = _fetched(companion, models_dir, hub)
+        own = own_repository(model.model_id)
+        need(own, model)
+        config = _config(own.id, models_dir)
+        for companion in companions(model.pipeline, model.model_id, config):
+            need(companion, model)
     return list(done.values())
 
 
-def _fetched(model_id: str, models_dir: Path, hub: Hub) -> Fetched:
+def _fetched(repository: Repository, models_dir: Path, hub: Hub) -> Fetched:
     try:
-        return fetch(model_id, models_dir, hub=hub)
+        return fetch(repository, models_dir, hub=hub)
     except DownloadFailed as error:
         try:
-            snapshot = find_snapshot(model_id, models_dir)
+            snapshot = find_snapshot(repository.id, models_dir, repo_type=repository.repo_type)
         except ModelNotFound:
-            problem = f"missing in {models_dir}: {error}"
-        else:
+            snapshot = None
+        if snapshot and all((snapshot / file).is_file() for file in repository.files):
             problem = f"not brought up to date, {snapshot} is as it was: {error}"
-        return Fetched(model_id=model_id, problem=problem)
+        else:
+            what = f"{', '.join(repository.files)} is " if repository.files else ""
+            problem = f"{what}missing in {models_dir}: {error}"
+        return Fetched(model_id=repository.id, problem=problem)
 
 
-def fetch(model_id: str, models_dir: Path, *, hub: Hub) -> Fetched:
+def fetch(repository: Repository, models_dir: Path, *, hub: Hub) -> Fetched:
     """Fetches one repository.
 
     Raises:
@@ -94,16 +113,17 @@ def fetch(model_id: str, models_dir: Path, *, hub: Hub) -> Fetched:
 
     try:
         models_dir.mkdir(parents=True, exist_ok=True)
-        info = HfApi(endpoint=hub.endpoint, token=hub.token).model_info(
-            model_id, files_metadata=True
-        )
+        api = HfApi(endpoint=hub.endpoint, token=hub.token)
+        ask = api.dataset_info if repository.repo_type == "dataset" else api.model_info
+        info = ask(repository.id, files_metadata=True)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
 
         def get(file: str) -> Path:
             return Path(
                 hf_hub_download(
-                    model_id,
+                    repository.id,
                     file,
+                    repo_type=repository.repo_type,
                     revision=info.sha,
                     cache_dir=models_dir,
                     endpoint=hub.endpoint,
@@ -111,19 +131,39 @@ def fetch(model_id: str, models_dir: Path, *, hub: Hub) -> Fetched:
                 )
             )
 
-        index = json.loads(get(INDEX).read_text()) if INDEX in sizes else None
-        files = files_to_load(sizes, index=index)
-        if has_weights(files):
-            for file in files:
-                get(file)
-            _point_main_to(str(info.sha), models_dir / f"models--{model_id.replace('/', '--')}")
+        files = _wanted(repository, sizes, get)
+        for file in files:
+            get(file)
+        name = f"{repository.repo_type}s--{repository.id.replace('/', '--')}"
+        _point_main_to(str(info.sha), models_dir / name)
+    except DownloadFailed:
+        raise
     except Exception as error:
-        raise _failure(error, model_id, hub) from error
-    if not has_weights(files):
-        raise DownloadFailed("the repository has no weights in a form that is loaded here")
+        raise _failure(error, repository, hub) from error
     return Fetched(
-        model_id=model_id, files=len(files), size_bytes=sum(sizes[file] for file in files)
+        model_id=repository.id, files=len(files), size_bytes=sum(sizes[file] for file in files)
     )
+
+
+def _wanted(
+    repository: Repository, there: Collection[str], get: Callable[[str], Path]
+) -> Sequence[str]:
+    """Which files to fetch.
+
+    Raises:
+        DownloadFailed: the repository has not what is needed.
+    """
+    if repository.files:
+        if missing := [file for file in repository.files if file not in there]:
+            raise DownloadFailed(f"the repository has no {', '.join(missing)}")
+        return repository.files
+    index = json.loads(get(INDEX).read_text()) if INDEX in there else None
+    files = files_to_load(there, index=index)
+    if not repository.weights:
+        files = [file for file in files if not has_weights([file])]
+    elif not has_weights(files):
+        raise DownloadFailed("the repository has no weights in a form that is loaded here")
+    return files
 
 
 def _point_main_to(commit: str, repository: Path) -> None:
@@ -145,11 +185,12 @@ def _config(model_id: str, models_dir: Path) -> Mapping[str, Any]:
     return config
 
 
-def _failure(error: Exception, model_id: str, hub: Hub) -> DownloadFailed:
+def _failure(error: Exception, repository: Repository, hub: Hub) -> DownloadFailed:
     """Puts into words what the hub's client raised."""
     from huggingface_hub import errors
 
-    page = f"{hub.endpoint}/{model_id}"
+    kind = "" if repository.repo_type == "model" else f"{repository.repo_type}s/"
+    page = f"{hub.endpoint}/{kind}{repository.id}"
     if isinstance(error, errors.GatedRepoError):
         return DownloadFailed(
             f"its authors ask for consent: log in at {page}, accept, and set HF_TOKEN to a token "

@@ -2,15 +2,13 @@
 
 Pure: no Ray in here. Given again whenever the file or the cluster changed, it answers anew.
 
-Warm replicas come first: each has its share of a card for good. What they leave over, the
-`Room`, is for cold models and for replicas beyond the warm ones; any of them may take it, so
-the bounds of a single model never exceed what exists, and cluster/scaling.py keeps the sum
-within it.
+Warm replicas come first: each has its share of a card for good. What they leave over is for cold
+models and for replicas beyond the warm ones; any of them may take it, so the bounds of a single
+model never exceed what exists, and cluster/scaling.py keeps the sum within it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from cluster.ai_models_types import MAX_CAPACITY, AIModel, RayOptions
 
@@ -96,10 +94,6 @@ class Room:
             taken += 1
         return taken
 
-    def as_json(self) -> list[list[Any]] | None:
-        """What the constructor takes, for a Serve config."""
-        return None if self._nodes is None else [[kind, list(cards)] for kind, cards in self._nodes]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
@@ -154,8 +148,6 @@ class Placement:
     """In file order."""
     lacking: tuple[Lacking, ...]
     """In file order; an entry may be here and in `served`, with what fits of it."""
-    room: Room = field(compare=False)
-    """What the warm replicas leave over."""
 
 
 def place(models: Sequence[AIModel], *, supply: Supply) -> Placement:
@@ -178,7 +170,7 @@ def place(models: Sequence[AIModel], *, supply: Supply) -> Placement:
             lacking.append(Lacking(model=model, replicas=model.capacity - fitting, served=fitting))
         if fitting:
             served.append(Served(model=model, min_replicas=minimum, max_replicas=maximum))
-    return Placement(served=tuple(served), lacking=tuple(lacking), room=room)
+    return Placement(served=tuple(served), lacking=tuple(lacking))
 
 
 def _limit(model: AIModel, supply: Supply) -> int:

@@ -17,10 +17,10 @@ from typing import Any
 
 from cluster import serve_client
 from cluster.ai_models import AIModel
-from cluster.placement import UNBOUNDED, GPUNode, Lacking, Placement, place
+from cluster.placement import UNBOUNDED, Lacking, Placement, place
 from cluster.serve_config import app_name, on_ray, serve_config
 from cluster.settings import Device
-from cluster.supply import supply
+from cluster.supply import autoscaler_most, known_most, supply
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Reconciler:
         *,
         models_dir: Path,
         device: Device,
-        most: Sequence[GPUNode] = (),
+        autoscaler_gpus: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Deploys nothing yet; see `step`.
@@ -45,12 +45,16 @@ class Reconciler:
         Args:
             models_dir: Hugging Face cache, at the same path on every node.
             device: where models run.
-            most: the cluster's GPU machines when its autoscaler has added all it may.
+            autoscaler_gpus: the setting of that name (`cluster.supply`).
             clock: in seconds.
+
+        Raises:
+            ConfigError: `autoscaler_gpus` makes no sense.
         """
         self._models_dir = models_dir
         self._device = device
-        self._most = most
+        autoscaler_most(autoscaler_gpus)
+        self._autoscaler_gpus = autoscaler_gpus
         self._clock = clock
         self._gpus: bool | None = None
         self._lacking: tuple[Lacking, ...] = ()
@@ -75,7 +79,12 @@ class Reconciler:
             RayError: the cluster does not answer.
         """
         placement = self._place(models)
-        config = serve_config(placement, models_dir=self._models_dir, gpus=bool(self._gpus))
+        config = serve_config(
+            placement,
+            models_dir=self._models_dir,
+            gpus=bool(self._gpus),
+            autoscaler_gpus=self._autoscaler_gpus,
+        )
         wanted = {application["name"] for application in config["applications"]}
         there = serve_client.details()["applications"]
         config["applications"] += self._staying(wanted, there)
@@ -128,7 +137,8 @@ class Reconciler:
 
     def _place(self, models: Sequence[AIModel]) -> Placement:
         """What fits on the cluster as it is now; what does not is said when that changes."""
-        available = supply(serve_client.node_resources(), self._most)
+        most = known_most(self._autoscaler_gpus)
+        available = supply(serve_client.node_resources(), most)
         if self._gpus is None and self._device is Device.AUTO and not available.gpus:
             logger.warning(
                 "the cluster has no GPU, so models run on its CPUs until one joins; to have them "

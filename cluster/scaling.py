@@ -1,9 +1,9 @@
 """How many replicas a model has between its bounds: the autoscaling policy that Serve runs.
 
-Serve's controller makes one `Scaler` per autoscaled model and asks it ten times a second. All
-of them live in that one process, so that they know of each other and share the `Room` that the
-warm replicas leave over: never do they ask for more than fits, and who holds a card that it does
-not need gives it up as soon as a model without one has a job waiting.
+Serve's controller makes one `Scaler` per model on GPUs and asks it ten times a second. All of
+them live in that one process, so that they know of each other and share the cluster's cards:
+never do they ask for more than fits, and who holds a card that it does not need gives it up as
+soon as a model without one has a job waiting. Which machines there are, they ask Ray.
 
 Here, and not in the bridge, because the controller sees the requests of every handle, whoever
 holds it, and outlives the bridge. It scales
@@ -17,16 +17,17 @@ holds it, and outlives the bridge. It scales
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 from weakref import WeakValueDictionary
 
 from cluster.ai_models_types import RayOptions
 from cluster.placement import Room
+from cluster.supply import known_most, supply
 
 if TYPE_CHECKING:  # the CLI imports this module, and must not import Ray
-    from ray.serve.config import AutoscalingContext
+    from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
 LOOK_BACK_S = 10.0
 """Load is the mean over this; so is `not a request`, which makes a model idle. Longer than the
@@ -55,12 +56,20 @@ UNASKED_S = 2.0
 this long, twenty rounds, has a job waiting."""
 
 
-@dataclass(slots=True)
-class _Claim:
-    """Replicas of one model that take from the room."""
+LOOK_S = 1.0
+"""Between two looks, of an idle model, at who waits. On hundreds of cards one takes 20 ms."""
 
-    options: RayOptions
-    replicas: int
+Machines = Sequence[Mapping[str, float]]
+"""Ray's resources of each that is alive."""
+
+
+@lru_cache(maxsize=1)
+def _machines(second: int) -> Machines:  # noqa: ARG001 - in which all scalers share one answer
+    """Asks Ray, which takes it a millisecond or two."""
+    import ray
+
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node["Resources"] for node in nodes if node["Alive"]]
 
 
 class Scaler:
@@ -74,38 +83,42 @@ class Scaler:
         self,
         *,
         app: str,
-        ray: dict[str, Any],
-        room: Sequence[tuple[str | None, Sequence[int]]] | None,
+        num_gpus: float,
+        accelerator_type: str | None = None,
+        autoscaler_gpus: str | None = None,
         sustained_s: float = SUSTAINED_S,
         idle_s: float = IDLE_S,
+        machines: Callable[[int], Machines] = _machines,
     ) -> None:
-        """Takes what the Serve config says, as JSON.
+        """Takes what the Serve config says.
 
         Args:
             app: the model's application.
-            ray: its `RayOptions`.
-            room: what the warm replicas of all models leave over, as `Room` takes it.
+            num_gpus: of each replica.
+            accelerator_type: Ray's name of the GPU model that they need.
+            autoscaler_gpus: what the cluster's autoscaler may add (`cluster.supply`).
             sustained_s: of load before replicas are added.
             idle_s: before one that is not needed goes.
+            machines: those of the cluster in this second.
         """
-        self._options = RayOptions.model_validate(ray)
-        self._room = Room(room)
+        self._options = RayOptions(num_gpus=num_gpus, accelerator_type=accelerator_type)
+        self._autoscaler_gpus = autoscaler_gpus
+        self._machines = machines
         self._sustained_s = sustained_s
         self._idle_s = idle_s
-        self._minimum = 0
         self._target = 0
         self._asked_at = time.time()
         self._busy_since: float | None = None
         self._idle_since: float | None = None
+        self._looked_at = 0.0
         self._all[app] = self
 
     def __call__(self, context: "AutoscalingContext") -> tuple[int, dict[str, Any]]:
         """Decides on the number of replicas; Serve keeps it within the model's bounds."""
         now = context.current_time or time.time()
         self._asked_at = now
-        self._minimum = context.capacity_adjusted_min_replicas
         self._target = context.target_num_replicas
-        wanted = max(self._wanted(context), self._minimum)
+        wanted = max(self._wanted(context), context.capacity_adjusted_min_replicas)
         self._busy_since = self._since(self._busy_since, wanted > self._target, now)
         self._idle_since = self._since(self._idle_since, wanted < self._target, now)
         if self._busy_since is not None:
@@ -121,7 +134,8 @@ class Scaler:
         return self._target, {}
 
     def _wanted(self, context: "AutoscalingContext") -> int:
-        slots = self._options.max_ongoing_requests
+        # Of one replica: what the Serve config says.
+        slots = cast("AutoscalingConfig", context.config).get_target_ongoing_requests()
         replicas = math.ceil(context.total_num_requests / (slots * BUSY))
         return min(replicas, context.capacity_adjusted_max_replicas)
 
@@ -141,22 +155,26 @@ class Scaler:
 
     def _in_the_way(self, now: float) -> bool:
         """Whether somebody is left out who would not be without one of our replicas."""
-        return self._left_out(now) > self._left_out(now, further=-1)
+        if now - self._looked_at < LOOK_S:
+            return False
+        self._looked_at = now
+        left_out = self._left_out(now)
+        return left_out > 0 and self._left_out(now, further=-1) < left_out
 
     def _left_out(self, now: float, *, further: int = 0) -> int:
         """How many of all replicas do not fit, if we had `further` ones."""
         claims = [
-            _Claim(scaler._options, scaler._claim(now) + (further if scaler is self else 0))
+            (scaler._options, scaler._claim(now) + (further if scaler is self else 0))
             for scaler in list(self._all.values())
         ]
-        # Ray has room for large ones only where small ones do not stand in the way.
-        claims.sort(key=lambda claim: -claim.options.num_gpus)
-        room = self._room.copy()
-        return sum(
-            claim.replicas - room.take_up_to(claim.options, claim.replicas) for claim in claims
-        )
+        # Ray has room for large ones only where small ones do not stand in the way, and for those
+        # of one type where others do not.
+        claims.sort(key=lambda claim: (-claim[0].num_gpus, claim[0].accelerator_type is None))
+        most = known_most(self._autoscaler_gpus)
+        room = Room.of(supply(self._machines(int(now)), most))
+        return sum(replicas - room.take_up_to(options, replicas) for options, replicas in claims)
 
     def _claim(self, now: float) -> int:
-        """Replicas beyond the warm ones, whose place is not in the room."""
+        """Replicas that there are to be, and the one that Serve starts without asking."""
         waiting = now - self._asked_at > UNASKED_S
-        return (max(self._target, 1) if waiting else self._target) - self._minimum
+        return max(self._target, 1) if waiting else self._target

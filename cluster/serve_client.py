@@ -24,9 +24,10 @@ from ray.serve.schema import ServeDeploySchema
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.ai_models import AIModel, ModelKey
-from cluster.capacity import ModelStatus
-from cluster.cold import Scaling
+from cluster.capacity import AT_WORK, ModelStatus
+from cluster.cold import Scaling, room_beside_the_warm
 from cluster.errors import ClusterUnreachable
+from cluster.placement import Room
 from cluster.serve_config import app_name
 from deployments.model_args import DEPLOYMENT
 
@@ -130,6 +131,7 @@ def deploy(config: Mapping[str, Any]) -> None:
         http_options=schema.http_options.model_dump(),
         proxy_location=schema.proxy_location,
         grpc_options=gRPCOptions(**schema.grpc_options.model_dump()),
+        controller_options=schema.controller_options,
     )
     names = {application.name for application in schema.applications}
     for name in sorted(details()["applications"].keys() - names):
@@ -159,8 +161,11 @@ def details() -> dict[str, Any]:
 def model_status(models: Sequence[AIModel]) -> dict[ModelKey, ModelStatus]:
     """The status of each configured model that Serve knows."""
     applications = details()["applications"]
+    # Who has no cold model need not know what is left for one.
+    cold = any(not model.warm for model in models)
+    room = room_beside_the_warm(applications, node_resources()) if cold else Room(None)
     return {
-        model.key: application_status(applications[name])
+        model.key: application_status(applications[name], room=room)
         for model in models
         if (name := app_name(model.key)) in applications
     }
@@ -202,12 +207,17 @@ def _nodes() -> list[dict[str, Any]]:
     return table
 
 
-def application_status(application: Mapping[str, Any]) -> ModelStatus:
+def application_status(application: Mapping[str, Any], *, room: Room) -> ModelStatus:
     """One application out of Serve's document.
 
-    Only RUNNING replicas count. One whose node is being drained (PENDING_MIGRATION) still
-    answers and is about to go, and one that is RECOVERING belongs to a controller that was
-    restarted and has not looked at it yet: Serve itself keeps to what it knew until it has.
+    Replicas count that are RUNNING, or `PENDING_MIGRATION`: those work on until another runs in
+    their place, or until their node's end is nearer than the longest job takes, when Serve has
+    them finish what they have. One that is RECOVERING belongs to a controller that was restarted
+    and has not looked at it yet: Serve itself keeps to what it knew until it has.
+
+    Args:
+        application: out of the details.
+        room: what is left for cold models.
     """
     deployment = application["deployments"].get(DEPLOYMENT)
     if deployment is None:
@@ -220,7 +230,7 @@ def application_status(application: Mapping[str, Any]) -> ModelStatus:
     running = [
         replica
         for state, replica in zip(states, deployment["replicas"], strict=True)
-        if state == "RUNNING"
+        if state in AT_WORK
     ]
     return ModelStatus(
         state=_text(application["status"]),
@@ -228,7 +238,7 @@ def application_status(application: Mapping[str, Any]) -> ModelStatus:
         running=len(running),
         rebuilding="RECOVERING" in states,
         replicas=frozenset((replica["actor_name"], replica["node_id"]) for replica in running),
-        scaling=Scaling.read(deployment, running=len(running)),
+        scaling=Scaling.read(deployment, running=len(running), room=room),
     )
 
 

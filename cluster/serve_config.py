@@ -1,7 +1,9 @@
 """AIModels to a Serve config: one application per model, the file that `serve run` takes.
 
 Who the model is stands in an application's `args`: a change restarts that model alone. How
-much of it there is stands in its `deployments`: a change keeps the running replicas.
+much of it there is stands in its `deployments`: a change keeps the running replicas, but for one of
+the autoscaling policy, which Serve takes for other code (Ray 2.60, get_app_code_version). So what
+is said to the policy is what restarts a model anyway, and it has one whatever its bounds are.
 """
 
 from collections.abc import Sequence
@@ -11,13 +13,17 @@ from typing import Any
 import yaml
 
 from cluster.ai_models import AIModel, ModelKey
-from cluster.placement import Placement, Room, Served
+from cluster.placement import Placement, Served
 from cluster.scaling import LOOK_BACK_S, REPORT_S, Scaler
 from deployments.model_args import DEPLOYMENT, ModelArgs
 from deployments.registry import PIPELINES
 
 PIP_INSTALL_OPTIONS = ["--no-deps", "--disable-pip-version-check", "--no-cache-dir"]
 """The first because pip would change what Ray itself runs on; the others are Ray's defaults."""
+
+PACK = {"RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY": "1"}
+"""By default Serve spreads replicas over machines, until each has one card in use and none the two
+that another model needs. Not without GPUs: there all models would crowd one machine's CPUs."""
 
 POLICY = f"{__name__}:{Scaler.__name__}"
 """Serve pickles by value what the module that is named here defines, and all scalers have to be
@@ -45,22 +51,28 @@ def on_ray(models: Sequence[AIModel]) -> tuple[AIModel, ...]:
     return tuple(model for model in models if not model.url)
 
 
-def serve_config(placement: Placement, *, models_dir: Path, gpus: bool) -> dict[str, Any]:
+def serve_config(
+    placement: Placement, *, models_dir: Path, gpus: bool, autoscaler_gpus: str | None = None
+) -> dict[str, Any]:
     """Renders the config.
 
     Args:
         placement: what to serve on this cluster.
         models_dir: Hugging Face cache, at the same path on every node.
         gpus: whether the cluster has GPUs; without, models run on its CPUs.
+        autoscaler_gpus: the setting of that name (`cluster.supply`).
     """
-    return {
+    config: dict[str, Any] = {
         # Jobs come through deployment handles, so that no HTTP proxy has to run.
         "proxy_location": "Disabled",
         "applications": [
-            _application(served, models_dir, room=placement.room, gpus=gpus)
+            _application(served, models_dir, gpus=gpus, autoscaler_gpus=autoscaler_gpus)
             for served in placement.served
         ],
     }
+    if gpus:
+        config["controller_options"] = {"runtime_env": {"env_vars": PACK}}
+    return config
 
 
 def to_yaml(config: dict[str, Any]) -> str:
@@ -68,8 +80,11 @@ def to_yaml(config: dict[str, Any]) -> str:
     return yaml.safe_dump(config, sort_keys=False)
 
 
-def _application(served: Served, models_dir: Path, *, room: Room, gpus: bool) -> dict[str, Any]:
+def _application(
+    served: Served, models_dir: Path, *, gpus: bool, autoscaler_gpus: str | None
+) -> dict[str, Any]:
     model = served.model
+    actor = _actor_options(model, gpus=gpus)
     return {
         "name": app_name(model.key),
         "route_prefix": None,
@@ -87,8 +102,8 @@ def _application(served: Served, models_dir: Path, *, room: Room, gpus: bool) ->
             {
                 "name": DEPLOYMENT,
                 "max_ongoing_requests": model.ray.max_ongoing_requests,
-                "ray_actor_options": _actor_options(model, gpus=gpus),
-                **_replicas(served, room),
+                "ray_actor_options": actor,
+                **_replicas(served, actor, autoscaler_gpus),
             }
         ],
     }
@@ -108,16 +123,21 @@ def _actor_options(model: AIModel, *, gpus: bool) -> dict[str, Any]:
     return options
 
 
-def _replicas(served: Served, room: Room) -> dict[str, Any]:
-    """Fixed where nothing may change, otherwise autoscaled between the bounds."""
-    if served.min_replicas == served.max_replicas:
+def _replicas(served: Served, actor: dict[str, Any], autoscaler_gpus: str | None) -> dict[str, Any]:
+    """Autoscaled between the bounds; fixed where these are equal and no GPU ever joins."""
+    if served.min_replicas == served.max_replicas and not actor["num_gpus"]:
         return {"num_replicas": served.min_replicas}
-    options = served.model.ray
+    policy: dict[str, Any] = {
+        "app": app_name(served.model.key),
+        "num_gpus": actor["num_gpus"],
+        "accelerator_type": actor.get("accelerator_type"),
+        "autoscaler_gpus": autoscaler_gpus or None,
+    }
     return {
         "autoscaling_config": {
             "min_replicas": served.min_replicas,
             "max_replicas": served.max_replicas,
-            "target_ongoing_requests": options.max_ongoing_requests,
+            "target_ongoing_requests": served.model.ray.max_ongoing_requests,
             "look_back_period_s": LOOK_BACK_S,
             # Deprecated, and the only thing that Serve's handles heed (Ray 2.60).
             "metrics_interval_s": REPORT_S,
@@ -126,11 +146,7 @@ def _replicas(served: Served, room: Room) -> dict[str, Any]:
             "downscale_delay_s": 0.0,
             "policy": {
                 "policy_function": POLICY,
-                "policy_kwargs": {
-                    "app": app_name(served.model.key),
-                    "ray": options.model_dump(mode="json"),
-                    "room": room.as_json(),
-                },
+                "policy_kwargs": {key: value for key, value in policy.items() if value is not None},
             },
         }
     }

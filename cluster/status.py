@@ -7,6 +7,7 @@ where no bridge answers.
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from cluster.capacity import AT_WORK
 from cluster.serve_config import model_of
 from cluster.supply import gpu_node
 from deployments.model_args import DEPLOYMENT
@@ -58,7 +59,7 @@ def _model(name: str, application: Mapping[str, Any]) -> Document | None:
         config = deployment["deployment_config"]
         scaling = config.get("autoscaling_config")
         states = [_text(replica["state"]) for replica in deployment["replicas"]]
-        running = states.count("RUNNING")
+        running = sum(state in AT_WORK for state in states)
         found |= {
             "message": deployment["message"] or application["message"],
             "warm": bool(scaling["min_replicas"] if scaling else config["num_replicas"]),

@@ -8,6 +8,7 @@ setting.
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,25 @@ def autoscaler_most(setting: str | None, *, bootstrap: Path = BOOTSTRAP_CONFIG) 
     if not path.is_file():
         return []
     try:
-        return from_cluster_config(yaml.safe_load(path.read_text()))
+        return list(_read(path, path.stat().st_mtime_ns))
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise ConfigError(
             f"{path}: not a cluster configuration of `ray up` ({type(error).__name__}); remove "
             "it or say --autoscaler-gpus"
         ) from error
+
+
+@lru_cache(maxsize=1)
+def _read(path: Path, changed_ns: int) -> tuple[GPUNode, ...]:  # noqa: ARG001 - read when changed
+    return tuple(from_cluster_config(yaml.safe_load(path.read_text())))
+
+
+def known_most(setting: str | None) -> list[GPUNode]:
+    """As `autoscaler_most`, for what runs on; the worker does not start where that raises."""
+    try:
+        return autoscaler_most(setting)
+    except ConfigError:
+        return []
 
 
 def from_cluster_config(config: Mapping[str, Any]) -> list[GPUNode]:

@@ -8,10 +8,12 @@ import importlib
 from typing import Any
 
 from ray import serve
+from ray.serve.config import RequestRouterConfig
 
 from deployments.model_args import DEPLOYMENT, ModelArgs
 from deployments.registry import PIPELINES
 from deployments.replica import Replica
+from deployments.routing import FreeReplicaRouter
 
 HEALTH_CHECK_PERIOD_S = 1.0
 """A killed replica is noticed in 0.2 s with this, in 7 s with Serve's default of 10."""
@@ -22,6 +24,8 @@ HEALTH_CHECK_TIMEOUT_S = 30.0
 GRACEFUL_SHUTDOWN_TIMEOUT_S = 600.0
 """A replica that leaves first finishes its requests; none may run for longer than ten minutes,
 after which the orchestrator no longer stores results (go-livepeer, request storage)."""
+
+ROUTER = RequestRouterConfig.model_validate({"request_router_class": FreeReplicaRouter})
 
 
 def build(args: ModelArgs) -> serve.Application:
@@ -44,6 +48,7 @@ def application(replica: type[Replica[Any, Any, Any]], args: ModelArgs) -> serve
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
         graceful_shutdown_timeout_s=GRACEFUL_SHUTDOWN_TIMEOUT_S,
+        request_router_config=ROUTER,
     )
     return deployment(replica).bind(args=args)
 

@@ -9,11 +9,13 @@ decides: 16 bits where a diffusers model has them.
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 from deployments.safety import CHECKER_ID
-from deployments.speecht5 import VOCODER
+from deployments.special_models import special
+from deployments.speecht5 import ARCHIVE, VOCODER, VOICES
 
 INDEX = "model_index.json"
 """What a diffusers repository consists of. Others are transformers'."""
@@ -40,6 +42,18 @@ _OF_DIFFUSERS = (
 )
 _OF_TRANSFORMERS = ((None, "safetensors"), (None, "bin"))
 """Which weights of a directory, best first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repository:
+    """A repository of the hub, and what of it replicas read."""
+
+    id: str
+    repo_type: str = "model"
+    files: tuple[str, ...] = ()
+    """These and no others; none here means those that `files_to_load` finds."""
+    weights: bool = True
+    """False: only the tokenizer is read."""
 
 
 def files_to_load(files: Iterable[str], *, index: Mapping[str, Any] | None) -> list[str]:
@@ -75,16 +89,33 @@ def has_weights(files: Iterable[str]) -> bool:
     return any(PurePosixPath(file).suffix in (".safetensors", ".bin") for file in files)
 
 
-def companions(pipeline: str, config: Mapping[str, Any]) -> list[str]:
+def own_repository(model_id: str) -> Repository:
+    """The repository that most of a model's files are in."""
+    return Repository(id=special(model_id).base or model_id)
+
+
+def companions(pipeline: str, model_id: str, config: Mapping[str, Any]) -> list[Repository]:
     """Further repositories that a model's replicas read.
 
     Args:
         pipeline: of the registry.
-        config: the content of the model's config.json; empty where it has none.
+        model_id: of the entry.
+        config: the content of the config.json in its own repository; empty where it has none.
     """
     if pipeline in DIFFUSION_PIPELINES:
-        return [CHECKER_ID]
-    return [VOCODER] if config.get("model_type") == "speecht5" else []
+        parts = special(model_id)
+        unet = [Repository(id=parts.unet[0], files=(parts.unet[1],))] if parts.unet else []
+        vae = [Repository(id=parts.vae)] if parts.vae else []
+        return [*unet, *vae, Repository(id=CHECKER_ID)]
+    if config.get("model_type") == "speecht5":
+        voices = Repository(id=VOICES, repo_type="dataset", files=(ARCHIVE,))
+        return [Repository(id=VOCODER), voices]
+    if config.get("model_type") == "parler_tts":
+        # As in deployments.parler_tts: one tokenizer does for both, or there are two.
+        encoder = config["text_encoder"]
+        if config["vocab_size"] != encoder["vocab_size"]:
+            return [Repository(id=encoder["_name_or_path"], weights=False)]
+    return []
 
 
 def _components(index: Mapping[str, Any]) -> set[str]:

@@ -21,6 +21,7 @@ class Hub(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repositories: dict[str, dict[str, bytes]] = {}
+        """By id; data sets as `datasets/org/name`."""
         self.gated: set[str] = set()
         """Repositories that need a token."""
         self.cut_after: int | None = None
@@ -62,10 +63,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, with_body: bool) -> None:
         parts = [unquote(part) for part in urlsplit(self.path).path.split("/")[1:]]
-        if parts[:2] == ["api", "models"]:
-            repository, file = "/".join(parts[2:4]), None
-        else:
-            repository, file = "/".join(parts[:2]), "/".join(parts[4:])
+        about = parts[0] == "api"
+        if about:
+            parts = parts[2:] if parts[1] == "models" else parts[1:]
+        length = 3 if parts[0] == "datasets" else 2
+        repository = "/".join(parts[:length])
+        file = None if about else "/".join(parts[length + 2 :])
         files = self.server.repositories.get(repository, {})
         authorization = self.headers.get("Authorization", "")
         if authorization:

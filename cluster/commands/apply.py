@@ -12,7 +12,6 @@ from cluster import logs, serve_client
 from cluster.ai_models import load_ai_models
 from cluster.reconcile import Reconciler
 from cluster.settings import Device
-from cluster.supply import autoscaler_most
 
 PAUSE_S = 0.5
 
@@ -35,9 +34,7 @@ def run(
     models = load_ai_models(source)
     for warning in models.warnings:
         print(warning, file=sys.stderr)
-    reconciler = Reconciler(
-        models_dir=models_dir, device=device, most=autoscaler_most(autoscaler_gpus)
-    )
+    reconciler = Reconciler(models_dir=models_dir, device=device, autoscaler_gpus=autoscaler_gpus)
     serve_client.connect(ray_address)
     with serve_client.reachable():
         changed = reconciler.step(models.models, retry_failed=True)

@@ -36,6 +36,8 @@ def run(source: str, *, models_dir: Path, device: Device, autoscaler_gpus: str |
     placement = place(on_ray(models.models), supply=supply)
     for lacking in placement.lacking:
         print(lacking, file=sys.stderr)
-    config = serve_config(placement, models_dir=models_dir, gpus=gpus)
+    config = serve_config(
+        placement, models_dir=models_dir, gpus=gpus, autoscaler_gpus=autoscaler_gpus
+    )
     print(to_yaml(config), end="")
     return 0

@@ -2,20 +2,21 @@
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
-from cluster.ai_models import AIModel, ModelKey, load_ai_models
+from cluster.ai_models import AIModel, ModelKey, RayOptions, load_ai_models
 from cluster.capacity import Capacity, ModelStatus, capacity_of
-from cluster.cold import Activity, Scaling
+from cluster.cold import Activity, Scaling, room_beside_the_warm
 from cluster.placement import GPUNode, Room, Supply
 from cluster.scaling import LOOK_BACK_S
 
 MODELS = load_ai_models("text-to-image:org/a:false,text-to-image:org/b:false").models
 A, B = (model.key for model in MODELS)
+A_CARD = RayOptions()
 
 
-def state(*, cards: int | None, running: int = 0, held: int | None = None) -> ModelStatus:
+def state(*, cards: int, running: int = 0, held: int | None = None) -> ModelStatus:
     """Of a model with three replicas at most; `held` is `running` where nothing is said."""
-    nodes = None if cards is None else (GPUNode(gpus=cards),)
     return ModelStatus(
         state="RUNNING",
         running=running,
@@ -24,7 +25,8 @@ def state(*, cards: int | None, running: int = 0, held: int | None = None) -> Mo
             max_replicas=3,
             running=running,
             held=running if held is None else held,
-            room=Room.of(Supply(nodes=nodes)),
+            needs=A_CARD,
+            room=Room.of(Supply(nodes=(GPUNode(gpus=cards),))),
         ),
     )
 
@@ -38,7 +40,10 @@ def test_before_the_first_job_there_is_what_the_entry_says() -> None:
     assert slots(capacity_of(MODELS, status)) == (1, 1)
     wanting: list[AIModel] = [replace(model, capacity=5) for model in MODELS]
     assert slots(capacity_of(wanting, status)) == (2, 2), "as far as there are cards"
-    status = {A: state(cards=None), B: state(cards=None)}
+    on_cpus = state(cards=0)
+    assert on_cpus.scaling is not None
+    on_cpus = replace(on_cpus, scaling=replace(on_cpus.scaling, needs=RayOptions(num_gpus=0)))
+    status = {A: on_cpus, B: on_cpus}
     assert slots(capacity_of(wanting, status)) == (3, 3), "on CPUs as far as the bound"
 
 
@@ -71,6 +76,11 @@ def test_a_model_takes_no_more_jobs_while_another_waits_for_its_card() -> None:
     assert slots(capacity_of(MODELS, status, at_work={B})) == (0, 1)
     failed = {**status, B: replace(waiting, state="DEPLOY_FAILED")}
     assert slots(capacity_of(MODELS, failed, at_work={A, B})) == (1, 0)
+    assert waiting.scaling is not None
+    reloading = replace(waiting, scaling=replace(waiting.scaling, min_replicas=1))
+    status = {A: state(cards=0, running=1), B: reloading}
+    capacity = capacity_of(MODELS, status, at_work={A, B})
+    assert slots(capacity) == (1, 0), "a warm one waits for a card of its own"
     roomy = {A: state(cards=2, running=1), B: state(cards=2, running=0, held=1)}
     assert slots(capacity_of(MODELS, roomy, at_work={A, B})) == (1, 1), "it only loads"
 
@@ -92,16 +102,38 @@ def test_serve_s_details_are_read() -> None:
             "autoscaling_config": {
                 "min_replicas": 1,
                 "max_replicas": 4,
-                "policy": {"policy_function": "any", "policy_kwargs": {"room": [[None, [10_000]]]}},
-            }
+            },
+            "ray_actor_options": {"num_gpus": 0.5},
         },
         "target_num_replicas": 2,
         "replicas": [{}],
     }
-    scaling = Scaling.read(deployment, running=1)
+    scaling = Scaling.read(deployment, running=1, room=Room(None))
     assert scaling is not None
     assert (scaling.min_replicas, scaling.max_replicas) == (1, 4)
-    assert (scaling.running, scaling.held) == (1, 2)
-    assert scaling.room.take_up_to(MODELS[0].ray, 9) == 1
+    assert (scaling.running, scaling.held, scaling.needs.num_gpus) == (1, 2, 0.5)
     deployment["deployment_config"] = {"autoscaling_config": None}
-    assert Scaling.read(deployment, running=1) is None
+    assert Scaling.read(deployment, running=1, room=Room(None)) is None
+
+
+def test_cold_models_have_what_the_warm_ones_leave_over() -> None:
+    def application(policy: dict[str, str] | None, held: int, **actor: Any) -> dict[str, Any]:
+        config: dict[str, Any] = {"ray_actor_options": actor}
+        if policy is not None:
+            config["autoscaling_config"] = {
+                "min_replicas": 1,
+                "policy": {"policy_kwargs": policy},
+            }
+        deployment = {"deployment_config": config, "target_num_replicas": held}
+        return {"deployments": {"model": deployment}}
+
+    def left(*applications: dict[str, Any]) -> int:
+        named = {str(number): one for number, one in enumerate(applications)}
+        room = room_beside_the_warm(named, [{"CPU": 8.0}, {"GPU": 4.0}])
+        return room.take_up_to(A_CARD, 99)
+
+    assert left() == 4
+    assert left(application({}, 3, num_gpus=1)) == 3, "what is beyond the warm ones may go"
+    assert left(application(None, 3, num_gpus=1.0)) == 1, "what somebody else fixed may not"
+    assert left(application({"autoscaler_gpus": "2x4"}, 1, num_gpus=2)) == 6
+    assert left({"deployments": {}}, application(None, 1)) == 4

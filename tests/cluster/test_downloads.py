@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from cluster.cli import main
+from deployments.assembly import find_files
 from deployments.loading import find_snapshot
 from deployments.safety import CHECKER_ID
-from deployments.speecht5 import VOCODER
+from deployments.special_models import LIGHTNING, SDXL_BASE
+from deployments.speecht5 import ARCHIVE, VOCODER, VOICES
 from tests.e2e.programs import BIN
 from tests.hub import Hub, running_hub
 
@@ -78,6 +80,7 @@ def speech(hub: Hub) -> None:
         },
     )
     hub.add(VOCODER, {"config.json": b"{}", "pytorch_model.bin": b"weights"})
+    hub.add(f"datasets/{VOICES}", {ARCHIVE: b"voices", "dataset_infos.json": b"{}"})
 
 
 def test_a_real_model_is_fetched_and_loads(
@@ -117,7 +120,9 @@ def test_what_is_there_is_not_fetched_again_and_what_was_cut_short_goes_on(
     assert begun[1] > 0, "from where it ended"
     assert (find_snapshot(SPEECH, models_dir) / "model.safetensors").read_bytes() == WEIGHTS
     assert find_snapshot(VOCODER, models_dir).is_dir()
-    assert "README.md" not in hub.names
+    voices = find_snapshot(VOICES, models_dir, repo_type="dataset")
+    assert (voices / ARCHIVE).read_bytes() == b"voices"
+    assert {"README.md", "dataset_infos.json"}.isdisjoint(hub.names)
 
     hub.sent.clear()
     assert download(models).status == 0
@@ -128,6 +133,59 @@ def test_what_is_there_is_not_fetched_again_and_what_was_cut_short_goes_on(
     assert download(models).status == 0
     assert hub.names == ["config.json"]
     assert json.loads((find_snapshot(SPEECH, models_dir) / "config.json").read_text())["new"] == 1
+
+
+def test_a_model_of_several_repositories(hub: Hub, models_dir: Path, download: Download) -> None:
+    config, weights = {"config.json": b"{}"}, {"diffusion_pytorch_model.safetensors": b"weights"}
+    unet = "sdxl_lightning_2step_unet.safetensors"
+    others = {f"sdxl_lightning_{steps}step_unet.safetensors": b"other" for steps in (4, 8)}
+    hub.add(
+        SDXL_BASE,
+        {
+            "model_index.json": b'{"unet": ["diffusers", "UNet2DConditionModel"]}',
+            **{f"unet/{name}": data for name, data in {**config, **weights}.items()},
+        },
+    )
+    hub.add(LIGHTNING, {unet: b"two steps", **others})
+    hub.add(CHECKER_ID, {**config, "model.safetensors": b"weights"})
+    noisy = "SG161222/Realistic_Vision_V6.0_B1_noVAE"
+    hub.add(noisy, dict(hub.repositories[SDXL_BASE]))
+    hub.add("stabilityai/sd-vae-ft-ema", {**config, **weights})
+    done = download(f"text-to-image:{LIGHTNING}-2step:true,image-to-image:{noisy}:true")
+    assert done.status == 0, done.err
+    files = find_files(f"{LIGHTNING}-2step", models_dir)
+    assert files.unet is not None
+    assert files.unet.read_bytes() == b"two steps"
+    assert files.pipeline == find_snapshot(SDXL_BASE, models_dir)
+    vae = find_files(noisy, models_dir).vae
+    assert vae is not None
+    assert (vae / "diffusion_pytorch_model.safetensors").is_file()
+    assert find_snapshot(CHECKER_ID, models_dir).is_dir()
+    assert others.keys().isdisjoint(hub.names)
+
+
+def test_what_is_missing_is_named_with_the_entry_that_needs_it(
+    hub: Hub, models_dir: Path, download: Download
+) -> None:
+    speech(hub)
+    del hub.repositories[f"datasets/{VOICES}"]
+    hub.add(LIGHTNING, {"sdxl_lightning_8step_unet.safetensors": b"weights"})
+    done = download(
+        f"text-to-speech:{SPEECH}:true,text-to-image:{LIGHTNING}-2step:true,"
+        f"image-to-image:{LIGHTNING}-2step:true"
+    )
+    assert done.status == 1
+    first, second, third = (f"entry {number} (" for number in (1, 2, 3))
+    lines = {line.partition(":")[0]: line for line in done.err.splitlines()}
+    assert f"{ARCHIVE} is missing in {models_dir}: there is no {hub.url}/datasets" in lines[VOICES]
+    assert lines[VOICES].endswith(f"; needed by {first}text-to-speech {SPEECH})")
+    unet = "sdxl_lightning_2step_unet.safetensors"
+    missing = f"{unet} is missing in {models_dir}: the repository has no {unet}; needed by"
+    assert missing in lines[LIGHTNING]
+    both = f"{second}text-to-image {LIGHTNING}-2step), {third}image-to-image {LIGHTNING}-2step)"
+    for repository in (LIGHTNING, SDXL_BASE, CHECKER_ID):
+        assert lines[repository].endswith(both)
+    assert f"{SPEECH}: 2 files" in done.out
 
 
 def test_gated_models_are_explained_and_the_others_fetched(

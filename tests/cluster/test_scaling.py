@@ -7,7 +7,6 @@ import pytest
 from ray.serve._private.common import DeploymentID
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
-from cluster.ai_models import RayOptions
 from cluster.scaling import IDLE_S, SUSTAINED_S, UNASKED_S, Scaler
 from cluster.serve_config import POLICY
 
@@ -18,14 +17,13 @@ class Controller:
     """Stands for Serve's controller: asks every policy in turn and does as they say at once."""
 
     def __init__(self, cards: int) -> None:
-        self.room = [(None, [10_000] * cards)]
+        self.machines = [{"GPU": float(cards)}]
         self.models: dict[str, Model] = {}
         self.now_s = time.time()
 
     def add(self, name: str, *, minimum: int = 0, maximum: int = 9, num_gpus: float = 1) -> "Model":
-        """Adds a model; its card is free, for the room is what the warm ones leave over."""
-        options = RayOptions(num_gpus=num_gpus)
-        scaler = Scaler(app=name, ray=options.model_dump(), room=self.room)
+        """Adds a model with its warm replicas."""
+        scaler = Scaler(app=name, num_gpus=num_gpus, machines=lambda _: self.machines)
         self.models[name] = Model(scaler, minimum, maximum)
         return self.models[name]
 
@@ -72,7 +70,7 @@ class Model:
                 last_scale_up_time=None,
                 last_scale_down_time=None,
                 current_time=now_s,
-                config=AutoscalingConfig(),
+                config=AutoscalingConfig(target_ongoing_requests=1),
             )
         )
         assert self.minimum <= decided <= self.maximum
@@ -155,11 +153,14 @@ def test_a_cold_model_goes_to_zero() -> None:
 
 
 def test_nobody_asks_for_more_than_fits() -> None:
-    controller = Controller(cards=3)
+    controller = Controller(cards=5)
     a, b = controller.add("a", minimum=1), controller.add("b", minimum=1)
     a.load = b.load = 50
     controller.run(20 * SUSTAINED_S)
-    assert (a.replicas - 1) + (b.replicas - 1) == 3
+    assert a.replicas + b.replicas == 5
+    controller.machines.append({"GPU": 2.0})
+    controller.run(20 * SUSTAINED_S)
+    assert a.replicas + b.replicas == 7
 
 
 def test_an_idle_cold_model_gives_way_to_one_with_a_job() -> None:
@@ -196,7 +197,7 @@ def test_only_as_many_give_way_as_are_in_the_way() -> None:
 
 
 def test_added_replicas_give_way_too_but_not_the_warm_ones() -> None:
-    controller = Controller(cards=2)
+    controller = Controller(cards=3)
     warm, cold = controller.add("a", minimum=1), controller.add("b", num_gpus=2)
     warm.replicas = 3
     cold.load, cold.loading = 1, 1

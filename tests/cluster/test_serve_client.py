@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from cluster.capacity import ModelStatus
+from cluster.placement import Room
 from cluster.serve_client import application_status
 
 
@@ -23,28 +24,36 @@ def application(*states: str, status: str = "RUNNING") -> dict[str, Any]:
     }
 
 
+def status_of(document: dict[str, Any]) -> ModelStatus:
+    return application_status(document, room=Room(None))
+
+
 def test_running_replicas_count() -> None:
-    assert application_status(application("RUNNING", "STARTING", "RUNNING")) == ModelStatus(
+    assert status_of(application("RUNNING", "STARTING", "RUNNING")) == ModelStatus(
         state="RUNNING",
         running=2,
         replicas=frozenset({("replica-0", "node-0"), ("replica-2", "node-2")}),
     )
 
 
-@pytest.mark.parametrize("state", ["STARTING", "UPDATING", "STOPPING", "PENDING_MIGRATION"])
+def test_replicas_that_work_until_others_take_over_count() -> None:
+    assert status_of(application("PENDING_MIGRATION", "STARTING")).running == 1
+
+
+@pytest.mark.parametrize("state", ["STARTING", "UPDATING", "STOPPING"])
 def test_replicas_on_their_way_do_not(state: str) -> None:
-    status = application_status(application(state, "RUNNING"))
+    status = status_of(application(state, "RUNNING"))
     assert (status.running, status.rebuilding) == (1, False)
 
 
 def test_a_replica_that_has_no_node_yet_is_on_its_way() -> None:
     waiting = application("STARTING")
     del waiting["deployments"]["model"]["replicas"][0]["node_id"]
-    assert application_status(waiting).running == 0
+    assert status_of(waiting).running == 0
 
 
 def test_replicas_that_a_new_controller_has_not_looked_at_are_nothing_new() -> None:
-    assert application_status(application("RECOVERING", "RUNNING")).rebuilding
+    assert status_of(application("RECOVERING", "RUNNING")).rebuilding
 
 
 @pytest.mark.parametrize(
@@ -53,5 +62,5 @@ def test_replicas_that_a_new_controller_has_not_looked_at_are_nothing_new() -> N
 def test_an_application_without_a_deployment_is_being_built_or_is_none(
     status: str, rebuilding: bool
 ) -> None:
-    seen = application_status({"status": status, "message": "", "deployments": {}})
+    seen = status_of({"status": status, "message": "", "deployments": {}})
     assert (seen.running, seen.rebuilding) == (0, rebuilding)

@@ -1,12 +1,16 @@
 """The Serve config: what is rendered for which entry, and that Serve takes it."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from ray.serve.schema import ServeDeploySchema
+from ray.serve._private.deploy_utils import get_app_code_version
+from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
 from cluster.ai_models import ModelKey, load_ai_models
 from cluster.cli import main
@@ -53,7 +57,8 @@ def test_a_warm_model_has_a_gpu_for_each_replica(tmp_path: Path) -> None:
         "deepcache": False,
     }
     deployment = model_deployment(application)
-    assert deployment["num_replicas"] == 3
+    scaling = deployment["autoscaling_config"]
+    assert (scaling["min_replicas"], scaling["max_replicas"]) == (3, 3)
     assert deployment["ray_actor_options"]["num_gpus"] == 1
 
 
@@ -80,7 +85,7 @@ def test_our_own_options(tmp_path: Path) -> None:
     assert scaling["target_ongoing_requests"] == 2
 
 
-def test_what_fits_is_served_and_the_policy_knows_the_rest(tmp_path: Path) -> None:
+def test_what_fits_is_served_and_may_grow_into_the_rest(tmp_path: Path) -> None:
     supply = Supply(nodes=(GPUNode(gpus=2, accelerator_type="H100"),))
     warm, cold = render(
         tmp_path,
@@ -91,9 +96,48 @@ def test_what_fits_is_served_and_the_policy_knows_the_rest(tmp_path: Path) -> No
     )
     scaling = [model_deployment(app)["autoscaling_config"] for app in (warm, cold)]
     assert [(s["min_replicas"], s["max_replicas"]) for s in scaling] == [(1, 2), (0, 1)]
-    for application, policy in zip((warm, cold), (s["policy"] for s in scaling), strict=True):
-        assert policy["policy_kwargs"]["app"] == application["name"]
-        assert policy["policy_kwargs"]["room"] == [["H100", [0, 10_000]]]
+
+
+def test_no_other_cluster_and_no_other_bounds_restart_a_model(tmp_path: Path) -> None:
+    """Serve rolls the replicas of an application whose code, by this version, is another."""
+
+    def version(gpus: int, **ray: Any) -> str:
+        (application,) = render(
+            tmp_path,
+            {"model_id": "org/a", "warm": True, "capacity": 2, "ray": ray},
+            supply=Supply(nodes=(GPUNode(gpus=gpus),)),
+        )
+        return get_app_code_version(ServeApplicationSchema.model_validate(application))
+
+    assert version(1) == version(2) == version(9)
+    assert version(9) == version(9, max_replicas=2) == version(9, max_ongoing_requests=2)
+
+
+def test_replicas_are_packed_on_machines_with_gpus_alone(tmp_path: Path) -> None:
+    file = tmp_path / "aiModels.json"
+    file.write_text(json.dumps([{"pipeline": PIPELINE, "model_id": "org/a", "warm": True}]))
+    placement = place(load_ai_models(file).models, supply=UNBOUNDED)
+    on_gpus, on_cpus = (
+        ServeDeploySchema.model_validate(
+            yaml.safe_load(to_yaml(serve_config(placement, models_dir=tmp_path, gpus=gpus)))
+        )
+        for gpus in (True, False)
+    )
+    assert on_cpus.controller_options is None
+    assert on_gpus.controller_options is not None
+    # As Ray reads it, in the process of Serve's controller.
+    printed = subprocess.run(
+        [
+            *(sys.executable, "-c"),
+            "from ray.serve._private import constants;"
+            "print(constants.RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY)",
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **(on_gpus.controller_options.runtime_env or {})["env_vars"]},
+    ).stdout
+    assert printed == "True\n"
 
 
 def test_without_gpus_models_run_on_the_cpu(tmp_path: Path) -> None:
@@ -103,7 +147,9 @@ def test_without_gpus_models_run_on_the_cpu(tmp_path: Path) -> None:
         gpus=False,
     )
     # No CPU is taken either: two cores would hold two replicas, and a third would never start.
-    assert model_deployment(application)["ray_actor_options"] == {"num_gpus": 0, "num_cpus": 0}
+    deployment = model_deployment(application)
+    assert deployment["ray_actor_options"] == {"num_gpus": 0, "num_cpus": 0}
+    assert deployment["num_replicas"] == 1
 
 
 def test_only_parler_tts_has_packages_of_its_own(tmp_path: Path) -> None:

@@ -1,6 +1,12 @@
 """Which files of repositories like the network's own are fetched, and which are left."""
 
-from deployments.model_files import companions, files_to_load, has_weights
+from deployments.model_files import (
+    Repository,
+    companions,
+    files_to_load,
+    has_weights,
+    own_repository,
+)
 
 SDXL = {
     "_class_name": "StableDiffusionXLPipeline",
@@ -113,11 +119,49 @@ def test_a_repository_without_weights_for_us() -> None:
     assert has_weights(["model.safetensors"])
 
 
-def test_what_goes_with_a_model() -> None:
-    (checker,) = companions("text-to-image", {})
-    assert checker == "CompVis/stable-diffusion-safety-checker"
-    assert companions("text-to-speech", {"model_type": "speecht5"}) == [
-        "microsoft/speecht5_hifigan"
+CHECKER = Repository(id="CompVis/stable-diffusion-safety-checker")
+
+
+def test_a_model_of_its_own_files() -> None:
+    assert own_repository("org/name") == Repository(id="org/name")
+    assert companions("text-to-image", "org/name", {}) == [CHECKER]
+    assert companions("text-to-speech", "org/name", {"model_type": "vits"}) == []
+    assert companions("llm", "org/name", {"model_type": "qwen3"}) == []
+
+
+def test_a_model_that_is_one_file_and_the_rest_of_another() -> None:
+    model_id = "ByteDance/SDXL-Lightning-4step"
+    assert own_repository(model_id) == Repository(id="stabilityai/stable-diffusion-xl-base-1.0")
+    assert companions("image-to-image", model_id, {}) == [
+        Repository(id="ByteDance/SDXL-Lightning", files=("sdxl_lightning_4step_unet.safetensors",)),
+        CHECKER,
     ]
-    assert companions("text-to-speech", {"model_type": "vits"}) == []
-    assert companions("llm", {"model_type": "qwen3"}) == []
+
+
+def test_a_model_with_the_vae_of_another() -> None:
+    model_id = "SG161222/Realistic_Vision_V6.0_B1_noVAE"
+    assert own_repository(model_id) == Repository(id=model_id)
+    vae = Repository(id="stabilityai/sd-vae-ft-ema")
+    assert companions("text-to-image", model_id, {}) == [vae, CHECKER]
+    assert files_to_load(
+        ["config.json", "diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"],
+        index=None,
+    ) == ["config.json", "diffusion_pytorch_model.safetensors"]
+
+
+def test_speech_takes_a_vocoder_and_a_voice() -> None:
+    assert companions("text-to-speech", "org/name", {"model_type": "speecht5"}) == [
+        Repository(id="microsoft/speecht5_hifigan"),
+        Repository(
+            id="Matthijs/cmu-arctic-xvectors", repo_type="dataset", files=("spkrec-xvect.zip",)
+        ),
+    ]
+
+
+def test_parler_tts_may_take_a_second_tokenizer() -> None:
+    encoder = {"_name_or_path": "google/flan-t5-large", "vocab_size": 32_128}
+    config = {"model_type": "parler_tts", "text_encoder": encoder, "vocab_size": 32_128}
+    assert companions("text-to-speech", "parler-tts/a", config) == []
+    assert companions("text-to-speech", "parler-tts/a", config | {"vocab_size": 128_256}) == [
+        Repository(id="google/flan-t5-large", weights=False)
+    ]

@@ -56,10 +56,10 @@ class RayCluster:
 
 
 @contextmanager
-def ray_cluster(*, gpus: int = 0) -> Iterator[RayCluster]:
-    """Runs a local Ray cluster, with GPUs that are a number for its scheduler."""
+def ray_cluster(*, gpus: tuple[int, ...] = (0,)) -> Iterator[RayCluster]:
+    """Runs a local Ray cluster of machines with so many GPUs each, numbers for its scheduler."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.e2e.local_ray", str(gpus)],
+        [sys.executable, "-m", "tests.e2e.local_ray", *map(str, gpus)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
