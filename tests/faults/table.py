@@ -219,6 +219,7 @@ FAULTS = (
     Fault(
         name="messages are garbage for 3 s",
         cause=misbehave(Wrong.MESSAGES_GARBAGE, for_s=3),
+        proof="sent a message that cannot be read",
     ),
     Fault(
         name="jobs have 63 MiB for 5 s",
