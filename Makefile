@@ -8,19 +8,28 @@ INSTALLED := $(VENV)/.installed
 # anew: 30 s of CPU instead of 10.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-installs lint bench clean
+.PHONY: demo test test-installs faults soak lint bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/livepeer-ray demo
 
 # The whole-path tests share one Ray cluster and keep two cores busy by themselves.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/e2e
-	$(BIN)/python -m pytest tests/e2e
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/e2e --ignore tests/faults
+	$(BIN)/python -m pytest tests/faults tests/e2e
 
 # What Ray installs for single models: it needs a package index, a minute and 2 GB of disk.
 test-installs: $(INSTALLED)
 	$(BIN)/python -m pytest -m installs
+
+# What becomes of jobs when things die: a quarter of an hour, and a table.
+faults: $(INSTALLED)
+	$(BIN)/python -m tests.faults
+
+# The same at random for so many seconds, and what memory does.
+SOAK_S ?= 600
+soak: $(INSTALLED)
+	$(BIN)/python -m tests.faults.soak --seconds $(SOAK_S)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

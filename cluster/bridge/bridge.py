@@ -99,6 +99,7 @@ class Bridge:
         self._retries = Retries()
         self._journal = journal
         self._jobs: set[asyncio.Task[Any]] = set()
+        self._taken: set[tuple[str, int]] = set()
         self._backlogs: defaultdict[Address, Backlog] = defaultdict(Backlog)
         self._running: set[asyncio.Task[Completed[Result] | Stream]] = set()
         self._streams: set[Stream] = set()
@@ -113,7 +114,16 @@ class Bridge:
         return self._admission.in_flight
 
     async def accept(self, job: Job) -> None:
-        """Takes a job off the registration; returns when the next one may come."""
+        """Takes a job off the registration; returns when the next one may come.
+
+        One that comes again while it is being worked on is answered once. Over plaintext it may
+        be another orchestrator process that counts anew.
+        """
+        key = (job.peer.fingerprint, job.task_id)
+        if job.peer.fingerprint and key in self._taken:
+            logger.warning("%s came again, and is answered once", job)
+            return
+        self._taken.add(key)
         if self._journal:
             self._journal.taken(job)
         backlog = self._backlogs[job.peer.address]
@@ -121,6 +131,7 @@ class Bridge:
         task = asyncio.create_task(self._handle(job), name=str(job))
         self._jobs.add(task)
         task.add_done_callback(self._jobs.discard)
+        task.add_done_callback(lambda _: self._taken.discard(key))
         task.add_done_callback(backlog.shrink)
         # From here on only the task has the job, which may have many megabytes.
         del job

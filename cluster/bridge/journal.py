@@ -115,7 +115,9 @@ class Journal:
     def answered(self, job: Job) -> None:
         """Notes that there is nothing left to say about a job."""
         key = (job.peer.fingerprint, job.task_id)
-        if self._open.pop(key, None) is not None:
+        noted = self._open.pop(key, None) is not None
+        # While the disk is full the next job that is taken shows whether it still is.
+        if noted and not self._broken:
             self._append([{"answered": key}])
 
     def close(self) -> None:
@@ -124,15 +126,16 @@ class Journal:
         os.close(self._lock)
 
     def _append(self, lines: Sequence[dict[str, Any]]) -> None:
-        # After a write that broke off, what follows starts on a line of its own.
-        data = (b"\n" if self._broken else b"") + _encoded(lines)
         try:
-            _write_all(self._file, data)
             if self._broken:
+                # With what could not be written meanwhile: jobs taken, and jobs answered.
+                self._rewrite()
                 self._broken = False
                 logger.warning("%s: can be written again", self._path)
-            if os.fstat(self._file).st_size > self._rewrite_at_bytes:
-                self._rewrite()
+            else:
+                _write_all(self._file, _encoded(lines))
+                if os.fstat(self._file).st_size > self._rewrite_at_bytes:
+                    self._rewrite()
         except OSError as error:
             self._say_broken(error)
         else:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ from cluster.bridge.tunnel import Tunnel, open_tunnel
 from cluster.errors import InvalidSecret, OrchestratorRefused, OrchestratorUnreachable
 from cluster.protocol import lp_rpc_pb2 as pb
 from cluster.protocol.lp_rpc_pb2_grpc import AIWorkerStub
+
+logger = logging.getLogger(__name__)
 
 SETTLE_S = 0.5
 """A registration is not acknowledged: the first one is good when the connection is up and the
@@ -227,6 +230,11 @@ class _Jobs:
         try:
             # Asking for initial metadata would hang: no headers come before the first job.
             async for message in call:
+                if message is None:
+                    # What gRPC makes of bytes that are no message of this kind. The next one may
+                    # be, and leaving would lose what is on its way.
+                    logger.warning("%s sent a message that cannot be read", self.peer.address)
+                    continue
                 self.count += 1
                 job = Job.from_message(message, peer=self.peer, received_at=clock())
                 # It may wait, and these may have many megabytes.

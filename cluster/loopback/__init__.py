@@ -26,6 +26,7 @@ business outside development.
     content_type.py    the header of that name
     go_json.py         JSON as the real one reads and writes it
     faults.py          what workers did wrong
+    misbehaviour.py    what the orchestrator does wrong, when it is told to
 """
 
 from cluster.loopback.faults import Fault

@@ -12,7 +12,7 @@ cases above Go has some microseconds in which sending seems to succeed and is in
 import asyncio
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hmac import compare_digest
 
 from google.protobuf.message import DecodeError
@@ -58,8 +58,9 @@ class Registration:
         workers: Workers,
         faults: FaultLog,
         connection: Callable[[str], Connection | None],
+        messages: Callable[[pb.NotifyAIJob], Sequence[bytes]],
     ) -> None:
-        """Takes the secret, the lowest version that workers may have, and who is at a peer."""
+        """Takes what decides who may connect, who is at a peer, and what is written for a job."""
         lowest = parse_version(version)
         if lowest is None:
             raise ValueError(f"the orchestrator's version {version!r} is not like 0.8.0")
@@ -69,6 +70,7 @@ class Registration:
         self._workers = workers
         self._faults = faults
         self._connection = connection
+        self._messages = messages
 
     async def serve(self, request: Request, receive: Receive, send: Send) -> None:
         """Handles one RegisterAIWorker call from its first byte to its last."""
@@ -87,7 +89,8 @@ class Registration:
         try:
             while isinstance(event := await worker.outbox.get(), Outgoing):
                 written = connection.next_data()
-                await send_message(send, event.message.SerializeToString())
+                for message in self._messages(event.message):
+                    await send_message(send, message)
                 await asyncio.wait({written, departure}, return_when=asyncio.FIRST_COMPLETED)
                 if not written.done():
                     event.not_sent()

@@ -38,6 +38,7 @@ from cluster.loopback.grpc_framing import (
 from cluster.loopback.jobs import STOPPING, Jobs, MediaAnswer
 from cluster.loopback.live_runner_routes import LiveRunnerRoutes
 from cluster.loopback.live_runners import LiveRunners
+from cluster.loopback.misbehaviour import Misbehaviour
 from cluster.loopback.pipelines import PIPELINES
 from cluster.loopback.registration import Registration
 from cluster.loopback.tls_server import TLSServer
@@ -86,12 +87,16 @@ class LoopbackOrchestrator:
         self._workers = Workers()
         self._jobs = Jobs(workers=self._workers, faults=self._faults, timeout_s=job_timeout_s)
         self._server = TLSServer(self._app)
+        self._misbehaviour = Misbehaviour(
+            connection=self._server.connection, max_bytes=MAX_RESULT_BYTES
+        )
         self._registration = Registration(
             secret=secret,
             version=version,
             workers=self._workers,
             faults=self._faults,
             connection=self._server.connection,
+            messages=self._misbehaviour.messages,
         )
         self._ai_results = AIResults(secret=secret, jobs=self._jobs, faults=self._faults)
         self._live_runners = LiveRunners(
@@ -206,6 +211,9 @@ class LoopbackOrchestrator:
 
     async def _serve_request(self, scope: Message, receive: Receive, send: Send) -> None:
         head = read_head(scope)
+        if self._misbehaviour.spoils_answers and head.path == "/aiResults":
+            await self._misbehaviour.take_answer(head, receive, send)
+            return
         if self._is_streamed_answer(head):
             chunks = body_chunks(receive, max_bytes=MAX_RESULT_BYTES)
             await respond(send, await self._ai_results.take_stream(head, chunks))
@@ -254,6 +262,8 @@ class LoopbackOrchestrator:
             method, handler = "GET", self._gateway.download
         elif request.path == "/status":
             method, handler = "GET", self._status
+        elif request.path == "/misbehave":
+            method, handler = "POST", self._misbehaviour.change
         else:
             return partial(_refuse, 404, "no such route")
         if request.method != method:

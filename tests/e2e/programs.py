@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
@@ -19,8 +19,9 @@ BIN = Path(sys.executable).parent
 class Program:
     """A running program and everything it said, stdout and stderr together."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, *, on_line: Callable[[str], None] | None = None) -> None:
         self.process = process
+        self._on_line = on_line
         self.lines: list[str] = []
         self._news = asyncio.Condition()
         self._ended = False
@@ -39,6 +40,8 @@ class Program:
         async for line in self.process.stdout:
             async with self._news:
                 self.lines.append(line.decode(errors="replace").rstrip())
+                if self._on_line:
+                    self._on_line(self.lines[-1])
                 self._news.notify_all()
         async with self._news:
             self._ended = True
@@ -70,7 +73,10 @@ class Program:
 
 @asynccontextmanager
 async def program(
-    *command: str | Path, environment: Mapping[str, str] | None = None, cwd: Path | None = None
+    *command: str | Path,
+    environment: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    on_line: Callable[[str], None] | None = None,
 ) -> AsyncIterator[Program]:
     """Runs a command of the virtual environment; terminates it at the end, then kills it."""
     process = await asyncio.create_subprocess_exec(
@@ -82,7 +88,7 @@ async def program(
         env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
         cwd=cwd,
     )
-    running = Program(process)
+    running = Program(process, on_line=on_line)
     reading = asyncio.create_task(running.read())
     try:
         yield running

@@ -169,7 +169,7 @@ def disk_full(file: Path) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-async def test_a_full_disk_costs_nothing_that_was_there(
+async def test_what_a_full_disk_did_not_take_is_written_when_there_is_room(
     tmp_path: Path, peer: Peer, caplog: pytest.LogCaptureFixture
 ) -> None:
     journal = opened(tmp_path, peer.address)
@@ -177,12 +177,13 @@ async def test_a_full_disk_costs_nothing_that_was_there(
     with disk_full(only_file(tmp_path)):
         journal.taken(job(2, peer))
         journal.taken(job(3, peer))
+        journal.answered(job(1, peer))
     assert caplog.text.count("cannot be written") == 1
     journal.taken(job(4, peer))
     assert "can be written again" in caplog.text
     journal.close()
     again = opened(tmp_path, peer.address)
-    assert task_ids(again) == [1, 4]
+    assert task_ids(again) == [2, 3, 4]
     again.close()
 
 
