@@ -69,6 +69,7 @@ class Reconciler:
         self._leaving: dict[str, float] = {}
         """Since when they are not wanted any more."""
         self._retried: set[str] = set()
+        self._too_early = False
 
     def step(self, models: Sequence[AIModel], *, retry_failed: bool = False) -> bool:
         """Deploys if the cluster is not as it should be.
@@ -96,7 +97,11 @@ class Reconciler:
             http=self._http,
         )
         wanted = {application["name"] for application in config["applications"]}
+        alive = {node["NodeID"] for node in serve_client.nodes()}
         there = serve_client.details()["applications"]
+        # Serve sees a second later that a machine is lost. Told before to have fewer replicas, it
+        # may well end those that are left.
+        self._too_early = not _nodes_of_replicas(there) <= alive
         config["applications"] += self._staying(wanted, there)
         if retry_failed:
             self._retried |= _given_up(models)
@@ -107,7 +112,8 @@ class Reconciler:
             for application in config["applications"]
             if application["name"] not in self._retried
         ]
-        if config == self._deployed and wanted - self._retried <= there.keys():
+        unchanged = config == self._deployed and wanted - self._retried <= there.keys()
+        if unchanged or self._too_early:
             return False
         self._say(config, there)
         serve_client.deploy(config)
@@ -134,8 +140,8 @@ class Reconciler:
 
     @property
     def waiting(self) -> bool:
-        """Whether applications are to be removed, before the cluster is as it should be."""
-        return bool(self._leaving or self._retried)
+        """Whether a further step is needed, before the cluster is as it should be."""
+        return bool(self._leaving or self._retried or self._too_early)
 
     def _staying(self, wanted: set[str], there: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The applications that have to leave, and may stay a little longer."""
@@ -191,4 +197,15 @@ def _given_up(models: Sequence[AIModel]) -> set[str]:
         app_name(key)
         for key, status in serve_client.model_status(on_ray(models)).items()
         if status.state == "DEPLOY_FAILED" and not status.running
+    }
+
+
+def _nodes_of_replicas(applications: Mapping[str, Any]) -> set[str]:
+    """The machines on which Serve believes replicas to be."""
+    return {
+        node_id
+        for application in applications.values()
+        for deployment in application["deployments"].values()
+        for replica in deployment["replicas"]
+        if (node_id := replica.get("node_id"))
     }

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ class Cluster:
     def node_resources(self) -> list[dict[str, float]]:
         return [{"CPU": 8.0, "GPU": self.gpus}]
 
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"NodeID": "node"}]
+
     def details(self) -> dict[str, Any]:
         return {"applications": self.applications}
 
@@ -42,7 +46,7 @@ class Cluster:
         self.config = config
         self.deployed.append([application["name"] for application in config["applications"]])
         self.applications = {
-            application["name"]: {"deployed_app_config": application}
+            application["name"]: {"deployed_app_config": application, "deployments": {}}
             for application in config["applications"]
         }
 
@@ -62,7 +66,7 @@ class Cluster:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     cluster = Cluster()
-    for name in ("node_resources", "details", "deploy", "check_http", "model_status"):
+    for name in ("node_resources", "nodes", "details", "deploy", "check_http", "model_status"):
         monkeypatch.setattr(serve_client, name, getattr(cluster, name))
     return cluster
 
@@ -172,6 +176,24 @@ def test_models_follow_the_gpus_and_what_lacks_is_said_when_it_changes(
     keeper.step([A, B])
     assert caplog.text.count("(llm org/b) lacks 1 GPU") == 2
     assert NAME_B in cluster.deployed[-1], "advertised until a moment ago"
+
+
+def test_a_lost_machine_is_first_left_to_serve(cluster: Cluster) -> None:
+    def seen_by_serve(*nodes: str | None) -> None:
+        replicas = [{"node_id": node} for node in nodes]
+        cluster.applications[NAME_A]["deployments"] = {"model": {"replicas": replicas}}
+
+    two = replace(A, capacity=2)
+    cluster.gpus = 2
+    keeper = reconciler(cluster, Device.GPU)
+    keeper.step([two])
+    cluster.gpus = 1
+    seen_by_serve("node", "lost")
+    assert not keeper.step([two])
+    assert keeper.waiting
+    seen_by_serve("node", None)
+    assert keeper.step([two])
+    assert not keeper.waiting
 
 
 def test_auto_takes_gpus_when_they_come_and_does_not_fall_back(cluster: Cluster) -> None:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -244,10 +244,10 @@ class Orchestrator:
         return {model_id: slots[what] for model_id, slots in capacity.items()}
 
 
-@pytest.fixture
-async def orchestrator() -> AsyncIterator[Orchestrator]:
+@asynccontextmanager
+async def loopback_orchestrator(listen: str) -> AsyncIterator[Orchestrator]:
     """A loopback orchestrator; whatever a worker does wrong fails the test."""
-    async with livepeer_ray("orchestrator", "--listen", "127.0.0.1:0", secret=SECRET) as process:
+    async with livepeer_ray("orchestrator", "--listen", listen, secret=SECRET) as process:
         line = await process.says("^orchestrator listening on https://")
         url = line.split()[3]
         connector = aiohttp.TCPConnector(ssl=False, limit=0)  # its certificate is seconds old
@@ -256,6 +256,13 @@ async def orchestrator() -> AsyncIterator[Orchestrator]:
             yield started
             status = await started.status()
             assert (status["faults"], status["late"]) == ([], [])
+
+
+@pytest.fixture
+async def orchestrator() -> AsyncIterator[Orchestrator]:
+    """One on a free port of this machine."""
+    async with loopback_orchestrator("127.0.0.1:0") as started:
+        yield started
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -159,10 +159,10 @@ async def test_the_file_stays_small(
 
 
 @contextmanager
-def disk_full(file: Path) -> Iterator[None]:
-    """The kernel takes seven more bytes for the file, and then none."""
+def disk_full(at_bytes: int) -> Iterator[None]:
+    """The kernel lets no file grow beyond so many bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 7, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (at_bytes, before[1]))
     try:
         yield
     finally:
@@ -174,7 +174,7 @@ async def test_what_a_full_disk_did_not_take_is_written_when_there_is_room(
 ) -> None:
     journal = opened(tmp_path, peer.address)
     journal.taken(job(1, peer))
-    with disk_full(only_file(tmp_path)):
+    with disk_full(only_file(tmp_path).stat().st_size + 7):
         journal.taken(job(2, peer))
         journal.taken(job(3, peer))
         journal.answered(job(1, peer))
@@ -200,7 +200,7 @@ async def test_a_full_disk_costs_no_job(
     async with running(address(orchestrator), capacity(a=1), journal=journal) as bridge:
         await registered(orchestrator)
         assert (await ask())[0] == 200
-        with disk_full(only_file(tmp_path)):
+        with disk_full(7):
             assert [(await ask())[0] for _ in range(4)] == [200] * 4
         assert (await ask())[0] == 200
         while len(bridge.records) < 6:
