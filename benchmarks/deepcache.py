@@ -154,8 +154,8 @@ def _table(report: dict[str, Any]) -> str:
     where, seconds, blocks = report["machine"], report["seconds"], report["blocks"]
     lines = [
         "",
-        f"One image of {SIDE}x{SIDE} in {STEPS} steps with guidance, SDXL's shape at a quarter of its",
-        "width, random weights:",
+        f"One image of {SIDE}x{SIDE} in {STEPS} steps with guidance, SDXL's shape at a quarter",
+        "of its width, random weights:",
         "",
         *(
             f"  {name:8} DEEPCACHE  {min(seconds[name]):6.2f} s  {blocks[name]:5} blocks computed"
