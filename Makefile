@@ -30,6 +30,7 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.deepcache
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo-output bench-output .mypy_cache .ruff_cache .pytest_cache .hypothesis

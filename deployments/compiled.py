@@ -22,8 +22,10 @@ BACKEND = "inductor"
 """torch.compile's: it writes Triton for GPUs and C++ for CPUs."""
 
 CACHE_DIR = Path("~/.livepeer-ray/compiled")
-"""Where the compiler keeps its output, for the next start of the replica; the variable
-TORCHINDUCTOR_CACHE_DIR names another one. The compiler's own default is lost with /tmp."""
+"""Where the compiler keeps its output for the next start; its own default is lost with /tmp."""
+
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+"""torch's, by which the operator names another directory."""
 
 REPEATED = {
     "SD3Transformer2DModel": ["JointTransformerBlock"],
@@ -43,7 +45,7 @@ class Compiled:
     """
 
     def __init__(self, denoiser: Any) -> None:
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE_DIR.expanduser()))
+        _keep_output()
         repeated = getattr(denoiser, "_repeated_blocks", None) or REPEATED.get(
             type(denoiser).__name__
         )
@@ -68,3 +70,13 @@ class Compiled:
     def give_up(self) -> None:
         """From now on the blocks run as they were."""
         self._stance = "force_eager"
+
+
+def _keep_output() -> None:
+    """Names the directory, unless the operator has named another one."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    # Long before anything is compiled, some import has made its default look like a choice.
+    default = default_cache_dir()
+    if os.environ.get(CACHE_VARIABLE, default) == default:
+        os.environ[CACHE_VARIABLE] = str(CACHE_DIR.expanduser())

@@ -61,16 +61,18 @@ class Optimizations:
             return
         try:
             run()
-        except Exception as error:  # noqa: BLE001 (whatever else is wrong shows when it runs again)
+        except Exception as error:  # noqa: BLE001 (what is wrong beside the compiler shows below)
             logger.warning(
                 "%s: SFAST has no effect, the model does not compile: %s",
                 self._model_id,
                 one_line(error),
             )
             self._compiled.give_up()
-            run()
         else:
             self._compiled.finish()
+            return
+        # Out here, where no traceback holds the tensors of the first attempt.
+        run()
 
     def _deepcache(self) -> Callable[[], AbstractContextManager[None]] | None:
         from deployments.deep_cache import reuse_for

@@ -15,8 +15,8 @@ from deployments.deep_cache import INTERVAL
 from deployments.model_args import ModelArgs
 from deployments.optimizations import MIN_STEPS_TO_REUSE, Optimizations
 from deployments.registry import PIPELINES
-from deployments.replica import Cancelled
 from deployments.schemas.base import Request
+from deployments.time_left import Cancelled
 from deployments.tiny_models.repository import write_repository
 from tests.deployments.conftest import TINY_SD, ObservedReplica, request
 from tests.deployments.families import FAMILIES

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from deployments import compiled
 from deployments.assembly import find_files
@@ -46,7 +47,7 @@ def backend() -> Iterator[Backend]:
     counting = Backend()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "BACKEND", counting)
-        patch.setenv("TORCHINDUCTOR_CACHE_DIR", "nowhere")
+        patch.setenv(compiled.CACHE_VARIABLE, "nowhere")
         yield counting
     torch.compiler.reset()
 
@@ -113,18 +114,25 @@ def test_a_model_that_does_not_compile_runs_as_it_is(
     slow.close()
 
 
-@pytest.mark.parametrize("kept_elsewhere", [False, True])
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize(
+    ("named", "kept"),
+    [
+        ("/volume", "/volume"),
+        (None, "/home/of-the-worker/.livepeer-ray/compiled"),
+        # What torch itself sets when it is imported.
+        (default_cache_dir(), "/home/of-the-worker/.livepeer-ray/compiled"),
+    ],
+)
 def test_where_the_compilers_output_is_kept(
-    monkeypatch: pytest.MonkeyPatch, backend: Backend, kept_elsewhere: bool
+    monkeypatch: pytest.MonkeyPatch, named: str | None, kept: str
 ) -> None:
-    monkeypatch.setattr(compiled, "BACKEND", backend)
     monkeypatch.setenv("HOME", "/home/of-the-worker")
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-    if kept_elsewhere:
-        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/volume")
+    monkeypatch.delenv(compiled.CACHE_VARIABLE)
+    if named is not None:
+        monkeypatch.setenv(compiled.CACHE_VARIABLE, named)
     compiled.Compiled(unet())
-    expected = "/volume" if kept_elsewhere else "/home/of-the-worker/.livepeer-ray/compiled"
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == expected
+    assert os.environ[compiled.CACHE_VARIABLE] == kept
 
 
 @pytest.mark.usefixtures("backend")
