@@ -23,7 +23,7 @@ from deployments.optimizations import Optimizations, channels_last, use_matrix_u
 from deployments.tiny_models.repository import write_repository
 from deployments.tiny_models.stable_diffusion import unet
 from deployments.tiny_models.stable_video import save_stable_video
-from tests.deployments.conftest import TINY_SD, ObservedReplica, request
+from tests.deployments.conftest import TINY_SD, ObservedReplica, args, request
 from tests.deployments.families import save_flux, save_sd3
 from tests.deployments.inputs import load, outputs
 from tests.deployments.test_loras import save_lora
@@ -54,7 +54,9 @@ def backend() -> Iterator[Backend]:
 
 @pytest.fixture(scope="module")
 def fast(tiny_models_dir: Path, backend: Backend) -> Iterator[Any]:
-    replica = load("text-to-image", TINY_SD, tiny_models_dir, sfast=True)
+    replica = ObservedReplica(args=args(tiny_models_dir, sfast=True))
+    # One image and then two: unguided models compute them as batches of one and of two.
+    assert replica.prompts == ["warm-up", "warm-up"]
     assert backend["compiled"]
     yield replica
     replica.close()
