@@ -32,7 +32,9 @@ from cluster.ai_models_types import (
     RayOptions,
     word,
 )
+from deployments.model_files import DIFFUSION_PIPELINES
 from deployments.registry import PIPELINES
+from deployments.special_models import is_distilled
 
 OTHER_PIPELINES = ("live-video-to-video", "byoc")
 """Capabilities of the network that reach their containers in other ways."""
@@ -43,8 +45,6 @@ _URL = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 _PRICE = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?(?:[A-Za-z][A-Za-z0-9]*)?", re.IGNORECASE)
-_FEW_STEPS = re.compile(r"[-_](?:lightning|turbo)", re.IGNORECASE)
-"""ai-runner's test for such models (runner/src/runner/pipelines/utils/utils.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +218,10 @@ class _Entry(BaseModel):
         if not self.warm:
             warnings.append("optimization_flags: ignored on a cold model; set warm to true")
             return none
-        if deepcache and _FEW_STEPS.search(self.model_id):
+        if self.pipeline not in DIFFUSION_PIPELINES:
+            warnings.append("optimization_flags: ignored, they are for diffusion models")
+            return none
+        if deepcache and is_distilled(self.model_id):
             warnings.append(
                 "optimization_flags: DEEPCACHE ignored: it costs a Lightning or Turbo model "
                 "quality and gains it no time"
