@@ -1,0 +1,202 @@
+"""What continuous batching gains an llm replica: the same requests at once and one by one.
+
+    python -m benchmarks.llm_throughput [--json FILE]
+
+Two random-weight models of Qwen 3's shape, a tiny one and a mid-sized one, in the real replica
+(`deployments.llm`) in this process, without Serve. Neither ever draws the token that ends an
+answer, so that every answer has `TOKENS` tokens. For each number of streams, rounds of
+
+- whole answers, all at once: tokens per second, against the same requests one after another;
+- streamed answers, all at once: the time to the first text.
+
+Exit status: 1 when 16 at once are not faster by what we promise, 2 when there are no figures.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+# Before torch starts its threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from cluster import machine
+from deployments.errors import LivepeerRayError
+from deployments.llm import LLMReplica
+from deployments.loading import quiet_libraries
+from deployments.model_args import ModelArgs
+from deployments.schemas.llm import LLMRequest
+from deployments.tiny_models.language_model import save_language_model
+from deployments.tiny_models.repository import write_repository
+
+WANTED_RATIO, AT_STREAMS = 8.0, 16
+
+STREAMS = (1, 16, 64)
+ONE_BY_ONE = 8
+"""Requests for the rate one after another."""
+TOKENS = 64
+ROUNDS = 2
+
+MID_SIZED = {
+    "hidden_size": 512,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+}
+"""26 million parameters, 100 MB in the 32 bits that CPUs compute in."""
+
+MODELS = {"tiny": {}, "mid-sized": MID_SIZED}
+
+EXIT_TOO_SLOW, EXIT_FAILED = 1, 2
+
+
+def main() -> int:
+    """Measures, prints, and returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.llm_throughput", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    arguments = parser.parse_args()
+    quiet_libraries()
+    report: dict[str, Any] = {"machine": machine.describe(), "tokens": TOKENS, "models": {}}
+    try:
+        with tempfile.TemporaryDirectory(prefix="livepeer-ray-bench-") as directory:
+            for name, shape in MODELS.items():
+                report["models"][name] = _measure_model(Path(directory), f"bench/{name}", shape)
+    except LivepeerRayError as error:
+        print(f"no figures: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    print(_table(report))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    slow = [
+        f"{name} {ratio:.1f}"
+        for name, figures in report["models"].items()
+        if (ratio := figures["streams"][str(AT_STREAMS)]["times_one_by_one"]) < WANTED_RATIO
+    ]
+    if slow:
+        print(f"TOO SLOW at {AT_STREAMS}, wanted {WANTED_RATIO:g} times: {', '.join(slow)}")
+        return EXIT_TOO_SLOW
+    return 0
+
+
+def _measure_model(models_dir: Path, model_id: str, shape: dict[str, int]) -> dict[str, Any]:
+    write_repository(models_dir, model_id, partial(_save, shape=shape))
+    replica = LLMReplica(args=ModelArgs(pipeline="llm", model_id=model_id, models_dir=models_dir))
+    try:
+        return asyncio.run(_measure(replica))
+    finally:
+        replica.close()
+
+
+def _save(directory: Path, *, shape: dict[str, int]) -> None:
+    """Saves a model that never ends an answer by itself."""
+    save_language_model(directory, **shape)
+    file = directory / "generation_config.json"
+    config = json.loads(file.read_text())
+    config["suppress_tokens"].append(config["eos_token_id"])
+    file.write_text(json.dumps(config))
+
+
+async def _measure(replica: LLMReplica) -> dict[str, Any]:
+    """Rounds in which every kind has its turn, so that what else the machine does hits all."""
+    one_by_one: list[float] = []
+    at_once: dict[int, list[float]] = {streams: [] for streams in STREAMS}
+    first: dict[int, list[float]] = {streams: [] for streams in STREAMS}
+    await _at_once(replica, STREAMS[-1])
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        for number in range(ONE_BY_ONE):
+            await _whole(replica, number)
+        one_by_one.append(ONE_BY_ONE * TOKENS / (time.perf_counter() - began))
+        for streams in STREAMS:
+            at_once[streams].append(await _at_once(replica, streams))
+            first[streams] += await asyncio.gather(
+                *(_to_first_text(replica, number) for number in range(streams))
+            )
+    alone = statistics.median(one_by_one)
+    return {
+        "one_by_one_tokens_per_s": round(alone, 1),
+        "streams": {
+            str(streams): {
+                "tokens_per_s": round(statistics.median(rates), 1),
+                "times_one_by_one": round(statistics.median(rates) / alone, 2),
+                "first_text_ms": _milliseconds(first[streams]),
+            }
+            for streams, rates in at_once.items()
+        },
+    }
+
+
+async def _at_once(replica: LLMReplica, streams: int) -> float:
+    """Tokens per second of so many requests at the same time."""
+    began = time.perf_counter()
+    await asyncio.gather(*(_whole(replica, number) for number in range(streams)))
+    return streams * TOKENS / (time.perf_counter() - began)
+
+
+def _request(number: int, *, stream: bool) -> LLMRequest:
+    # A number of its own: what the prompts share may be computed once.
+    content = f"{number}: what is the capital of France, and what else should I know of it?"
+    return LLMRequest.parse(
+        {
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": TOKENS,
+            "stream": stream,
+        }
+    )
+
+
+async def _whole(replica: LLMReplica, number: int) -> None:
+    completed = await replica.run(_request(number, stream=False))
+    if completed.result.usage.completion_tokens != TOKENS:
+        raise LivepeerRayError(f"an answer of {completed.result.usage} instead of {TOKENS} tokens")
+
+
+async def _to_first_text(replica: LLMReplica, number: int) -> float:
+    """Seconds to the first text of one streamed answer, which is read to its end."""
+    began = time.perf_counter()
+    first_s: float | None = None
+    async with aclosing(replica.stream(_request(number, stream=True))) as chunks:
+        async for chunk in chunks:
+            if first_s is None and chunk.text:
+                first_s = time.perf_counter() - began
+    if first_s is None:
+        raise LivepeerRayError("a stream without any text")
+    return first_s
+
+
+def _milliseconds(times_s: list[float]) -> dict[str, float]:
+    ordered = sorted(time_s * 1000 for time_s in times_s)
+    pick: Callable[[float], float] = lambda part: ordered[round(part * (len(ordered) - 1))]  # noqa: E731
+    return {"p50": round(pick(0.5), 1), "p95": round(pick(0.95), 1)}
+
+
+def _table(report: dict[str, Any]) -> str:
+    """The report for people."""
+    lines = [""]
+    for name, figures in report["models"].items():
+        alone = figures["one_by_one_tokens_per_s"]
+        lines.append(f"{name}, one by one: {alone:,.0f} tokens/s")
+        lines += [
+            f"  {streams:>3} at once: {at['tokens_per_s']:>8,.0f} tokens/s, "
+            f"{at['times_one_by_one']:>5.1f} times; first text p50 "
+            f"{at['first_text_ms']['p50']:.0f} ms, p95 {at['first_text_ms']['p95']:.0f} ms"
+            for streams, at in figures["streams"].items()
+        ]
+    return "\n".join([*lines, "", machine.text(report["machine"])])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
