@@ -17,7 +17,7 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -31,7 +31,11 @@ from deployments.errors import (
 )
 from deployments.loading import find_snapshot, model_errors, one_line, quiet_libraries
 from deployments.model_args import ModelArgs
+from deployments.model_files import weight_files
+from deployments.read_ahead import read_ahead
 from deployments.schemas.base import Completed, Request, Result
+from deployments.start_up import StartUp, no_garbage_collection
+from deployments.vitals import Vitals, read_vitals
 
 logger = logging.getLogger("ray.serve")
 
@@ -90,6 +94,7 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
     """
 
     def __init__(self, *, args: ModelArgs) -> None:
+        self.start_up = StartUp()
         self.args = args
         self.replica_id = _replica_id()
         self._device_fault: str | None = None
@@ -107,11 +112,16 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
         """
         return find_snapshot(self.args.model_id, self.args.models_dir)
 
+    def weights(self, snapshot: Path) -> Sequence[Path]:
+        """Returns the files to read before `load` asks for them."""
+        return weight_files(snapshot)
+
     @abstractmethod
     def load(self, snapshot: Path) -> None:
         """Loads the model from the directory that holds its files, in the model thread.
 
-        Whatever this raises is reported as a `ModelError`.
+        Whatever this raises is reported as a `ModelError`. Marks `imports`, `weights` and
+        `device` in `start_up` as they end.
         """
 
     @abstractmethod
@@ -182,6 +192,12 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
                 f"{-inferring.seconds:.0f} s ago"
             )
 
+    async def vitals(self) -> Vitals:
+        """Returns how this replica started and what it takes; waits for a running request."""
+        return await asyncio.wrap_future(
+            self._model_executor.submit(read_vitals, self.start_up.seconds)
+        )
+
     def close(self) -> None:
         """Ends the threads; requests that wait are dropped. A process that exits needs no close."""
         self._model_executor.shutdown(cancel_futures=True)
@@ -197,21 +213,23 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
                     args.model_id,
                     flag,
                 )
-        began = time.perf_counter()
         # Before the imports, so that a missing model is reported within a second.
         snapshot = self.find()
-        quiet_libraries()
-        with model_errors(args.model_id, snapshot):
-            self.load(snapshot)
-            loaded = time.perf_counter()
-            request = self.warm_up_request()
-            self.encode(request, self.infer(request, lambda: None))
+        self.start_up.mark("find")
+        read_ahead(lambda: self.weights(snapshot))
+        with no_garbage_collection():
+            quiet_libraries()
+            with model_errors(args.model_id, snapshot):
+                self.load(snapshot)
+                self.start_up.mark("device")
+                request = self.warm_up_request()
+                self.encode(request, self.infer(request, lambda: None))
+        self.start_up.mark("warm-up")
         logger.info(
-            "%s is ready: loaded in %.1f s, warmed up (%s) in %.1f s",
+            "%s is ready after %s, warmed up with %s",
             args.model_id,
-            loaded - began,
+            self.start_up,
             self.describe(request),
-            time.perf_counter() - loaded,
         )
 
     def _infer(self, request: RequestT, left: TimeLeft) -> tuple[float, RawT]:
