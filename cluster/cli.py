@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cluster.bench.options import add_bench_flags, bench_options
 from cluster.errors import ClusterUnreachable, ConfigError
 from cluster.settings import (
     EXIT_CONFIG,
@@ -83,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     add_state_listen_flag(status)
     status.add_argument("--json", action="store_true", help="as one JSON object")
     status.add_argument("--watch", action="store_true", help="again every two seconds")
+
+    bench = _command(commands, "bench", _bench, "measure a model, without an orchestrator")
+    add_bench_flags(bench)
 
     models = commands.add_parser("models", help="fetch models").add_subparsers(
         title="commands", required=True, metavar="COMMAND"
@@ -202,6 +206,18 @@ def _status(arguments: argparse.Namespace) -> int:
         bridge=state_listen(arguments.state_listen),
         as_json=arguments.json,
         watch=arguments.watch,
+    )
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    options = bench_options(arguments)
+    from cluster.commands import bench
+
+    return bench.run(
+        options,
+        ray_address=arguments.ray_address,
+        models_dir=models_dir(arguments.ai_models_dir),
+        device=device(arguments.device),
     )
 
 
