@@ -30,6 +30,8 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.cold_start
+	$(BIN)/python -m benchmarks.llm_throughput
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo-output bench-output .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -10,6 +10,9 @@ gigabyte (large files, little computing), each with its weights on the disk alon
 cache. Rounds of all alternate. Told are the seconds, the CPU seconds, which heed no other load on
 the machine, and the most memory that a process had, of which mapped files are a part.
 
+Then the replica of every pipeline is started once with its tiny model, and the parts of its start
+are told.
+
 Exit status: 2 when there are no figures.
 """
 
@@ -33,13 +36,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from cluster import machine
 from deployments.errors import LivepeerRayError
+from deployments.tiny_models import ORGANISATION, RECIPES
 
 EXIT_FAILED = 2
 
-LARGE_ENCODER = {"num_hidden_layers": 12, "hidden_size": 1280, "intermediate_size": 5120}
+LARGE_ENCODER: Mapping[str, Any] = {
+    "num_hidden_layers": 12,
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+}
 """240 million parameters, 0.95 GB in the 32 bits that CPUs compute in."""
 
-MODELS: Mapping[str, Mapping[str, int]] = {"tiny": {}, "1 GB": LARGE_ENCODER}
+MODELS: Mapping[str, Mapping[str, Any]] = {"tiny": {}, "1 GB": LARGE_ENCODER}
 WAYS = ("plain", "ours")
 ON_DISK = "on the disk alone"
 FILES = (ON_DISK, "in the page cache")
@@ -63,9 +71,9 @@ import json, sys
 from pathlib import Path
 from deployments.app import replica_class
 from deployments.model_args import ModelArgs
-replica = replica_class("text-to-image", sys.argv[2])
-made = replica(
-    args=ModelArgs(pipeline="text-to-image", model_id=sys.argv[2], models_dir=Path(sys.argv[1]))
+models_dir, model_id, pipeline = sys.argv[1:]
+made = replica_class(pipeline, model_id)(
+    args=ModelArgs(pipeline=pipeline, model_id=model_id, models_dir=Path(models_dir))
 )
 print(json.dumps(made.start_up.seconds), flush=True)
 """
@@ -83,7 +91,7 @@ def main() -> int:
         prog="benchmarks.cold_start", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="of every start")
     arguments = parser.parse_args()
     where = machine.describe()
     runs: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
@@ -97,10 +105,19 @@ def main() -> int:
                         _forget(Path(directory))
                     run = _run(way, Path(directory), _model_id(model))
                     runs.setdefault((model, files, way), []).append(run)
+            print("every pipeline", file=sys.stderr, flush=True)
+            pipelines = {
+                pipeline: _run("ours", Path(directory), f"{ORGANISATION}/{recipe.name}", pipeline)
+                for pipeline, recipe in RECIPES.items()
+            }
     except LivepeerRayError as error:
         print(f"no figures: {error}", file=sys.stderr)
         return EXIT_FAILED
-    report = {"machine": where, "starts": [_median(key, runs[key]) for key in runs]}
+    report = {
+        "machine": where,
+        "starts": [_median(key, runs[key]) for key in runs],
+        "pipelines": pipelines,
+    }
     print(_table(report))
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
@@ -122,10 +139,12 @@ def _write_models(directory: Path) -> None:
 def write_models(directory: str) -> None:
     """Writes the models, in the Hugging Face cache layout."""
     from deployments.loading import quiet_libraries
+    from deployments.tiny_models import write_tiny_models
     from deployments.tiny_models.repository import write_repository
     from deployments.tiny_models.stable_diffusion import save_stable_diffusion
 
     quiet_libraries()
+    write_tiny_models(Path(directory))
     for name, encoder in MODELS.items():
         save = partial(save_stable_diffusion, **encoder)
         write_repository(Path(directory), _model_id(name), save)
@@ -140,13 +159,15 @@ def _forget(directory: Path) -> None:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _run(way: str, directory: Path, model_id: str) -> dict[str, Any]:
+def _run(
+    way: str, directory: Path, model_id: str, pipeline: str = "text-to-image"
+) -> dict[str, Any]:
     """Starts one process and returns what its start took."""
     code = PLAIN if way == "plain" else OURS
     with tempfile.TemporaryFile("w+") as problems:
         began = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, "-c", code + AT_ONCE, directory, model_id],
+            [sys.executable, "-c", code + AT_ONCE, directory, model_id, pipeline],
             stdout=subprocess.PIPE,
             stderr=problems,
             text=True,
@@ -203,6 +224,11 @@ def _table(report: Mapping[str, Any]) -> str:
         lines.append(
             f"       {times:.2f} times as fast, {cpu_times:.2f} by CPU time; ours: {parts}"
         )
+    lines += ["", "Ours, each pipeline with its tiny model: seconds, CPU seconds, parts"]
+    for pipeline, start in report["pipelines"].items():
+        parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in start["parts"].items())
+        took = f"{start['seconds']:6.1f}  {start['cpu_seconds']:6.1f}"
+        lines.append(f"  {pipeline:18}  {took}  {parts}")
     return "\n".join([*lines, "", machine.text(report["machine"])])
 
 

@@ -1,12 +1,13 @@
 """What continuous batching gains an llm replica: the same requests at once and one by one.
 
-    python -m benchmarks.llm_throughput [--json FILE]
+    python -m benchmarks.llm_throughput [--json FILE] [--rounds N]
 
 Two random-weight models of Qwen 3's shape, a tiny one and a mid-sized one, in the real replica
 (`deployments.llm`) in this process, without Serve. Neither ever draws the token that ends an
 answer, so that every answer has `TOKENS` tokens. For each number of streams, rounds of
 
-- whole answers, all at once: tokens per second, against the same requests one after another;
+- whole answers, all at once: tokens per second, and per second of this process's CPU time, which
+  heeds no other load on the machine; both against the same requests one after another;
 - streamed answers, all at once: the time to the first text.
 
 Exit status: 1 when 16 at once are not faster by what we promise, 2 when there are no figures.
@@ -20,16 +21,17 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # Before torch starts its threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from cluster import machine
+from cluster.bench.driver import percentile
 from deployments.errors import LivepeerRayError
 from deployments.llm import LLMReplica
 from deployments.loading import quiet_libraries
@@ -41,10 +43,9 @@ from deployments.tiny_models.repository import write_repository
 WANTED_RATIO, AT_STREAMS = 8.0, 16
 
 STREAMS = (1, 16, 64)
-ONE_BY_ONE = 8
+ONE_BY_ONE = 4
 """Requests for the rate one after another."""
-TOKENS = 64
-ROUNDS = 2
+TOKENS = 32
 
 MID_SIZED = {
     "hidden_size": 512,
@@ -67,13 +68,17 @@ def main() -> int:
         prog="benchmarks.llm_throughput", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    parser.add_argument("--rounds", type=int, default=3, help="of every measurement")
     arguments = parser.parse_args()
     quiet_libraries()
     report: dict[str, Any] = {"machine": machine.describe(), "tokens": TOKENS, "models": {}}
     try:
         with tempfile.TemporaryDirectory(prefix="livepeer-ray-bench-") as directory:
             for name, shape in MODELS.items():
-                report["models"][name] = _measure_model(Path(directory), f"bench/{name}", shape)
+                print(name, file=sys.stderr, flush=True)
+                report["models"][name] = _measure_model(
+                    Path(directory), f"bench/{name}", shape, rounds=arguments.rounds
+                )
     except LivepeerRayError as error:
         print(f"no figures: {error}", file=sys.stderr)
         return EXIT_FAILED
@@ -91,11 +96,13 @@ def main() -> int:
     return 0
 
 
-def _measure_model(models_dir: Path, model_id: str, shape: dict[str, int]) -> dict[str, Any]:
+def _measure_model(
+    models_dir: Path, model_id: str, shape: dict[str, int], *, rounds: int
+) -> dict[str, Any]:
     write_repository(models_dir, model_id, partial(_save, shape=shape))
     replica = LLMReplica(args=ModelArgs(pipeline="llm", model_id=model_id, models_dir=models_dir))
     try:
-        return asyncio.run(_measure(replica))
+        return asyncio.run(_measure(replica, rounds))
     finally:
         replica.close()
 
@@ -109,41 +116,70 @@ def _save(directory: Path, *, shape: dict[str, int]) -> None:
     file.write_text(json.dumps(config))
 
 
-async def _measure(replica: LLMReplica) -> dict[str, Any]:
+async def _measure(replica: LLMReplica, rounds: int) -> dict[str, Any]:
     """Rounds in which every kind has its turn, so that what else the machine does hits all."""
-    one_by_one: list[float] = []
-    at_once: dict[int, list[float]] = {streams: [] for streams in STREAMS}
+    one_by_one: list[Rate] = []
+    at_once: dict[int, list[Rate]] = {streams: [] for streams in STREAMS}
     first: dict[int, list[float]] = {streams: [] for streams in STREAMS}
     await _at_once(replica, STREAMS[-1])
-    for _ in range(ROUNDS):
-        began = time.perf_counter()
+    for _ in range(rounds):
+        watch = _Watch()
         for number in range(ONE_BY_ONE):
             await _whole(replica, number)
-        one_by_one.append(ONE_BY_ONE * TOKENS / (time.perf_counter() - began))
+        one_by_one.append(watch.rate(ONE_BY_ONE))
         for streams in STREAMS:
             at_once[streams].append(await _at_once(replica, streams))
             first[streams] += await asyncio.gather(
                 *(_to_first_text(replica, number) for number in range(streams))
             )
-    alone = statistics.median(one_by_one)
+    alone = _median(one_by_one)
+    figures: dict[str, Any] = {}
+    for streams, rates in at_once.items():
+        rate = _median(rates)
+        figures[str(streams)] = {
+            "tokens_per_s": round(rate.per_s, 1),
+            "tokens_per_cpu_s": round(rate.per_cpu_s, 1),
+            "times_one_by_one": round(rate.per_s / alone.per_s, 2),
+            "times_one_by_one_by_cpu": round(rate.per_cpu_s / alone.per_cpu_s, 2),
+            "first_text_ms": _milliseconds(first[streams]),
+        }
     return {
-        "one_by_one_tokens_per_s": round(alone, 1),
-        "streams": {
-            str(streams): {
-                "tokens_per_s": round(statistics.median(rates), 1),
-                "times_one_by_one": round(statistics.median(rates) / alone, 2),
-                "first_text_ms": _milliseconds(first[streams]),
-            }
-            for streams, rates in at_once.items()
-        },
+        "one_by_one_tokens_per_s": round(alone.per_s, 1),
+        "one_by_one_tokens_per_cpu_s": round(alone.per_cpu_s, 1),
+        "streams": figures,
     }
 
 
-async def _at_once(replica: LLMReplica, streams: int) -> float:
-    """Tokens per second of so many requests at the same time."""
-    began = time.perf_counter()
+class Rate(NamedTuple):
+    """Tokens per second."""
+
+    per_s: float
+    per_cpu_s: float
+
+
+class _Watch:
+    """Measures from its construction on."""
+
+    def __init__(self) -> None:
+        self._began_s, self._began_cpu_s = time.perf_counter(), time.process_time()
+
+    def rate(self, answers: int) -> Rate:
+        tokens = answers * TOKENS
+        return Rate(
+            per_s=tokens / (time.perf_counter() - self._began_s),
+            per_cpu_s=tokens / (time.process_time() - self._began_cpu_s),
+        )
+
+
+def _median(rates: Sequence[Rate]) -> Rate:
+    return Rate(*(statistics.median(column) for column in zip(*rates, strict=True)))
+
+
+async def _at_once(replica: LLMReplica, streams: int) -> Rate:
+    """The rate of so many requests at the same time."""
+    watch = _Watch()
     await asyncio.gather(*(_whole(replica, number) for number in range(streams)))
-    return streams * TOKENS / (time.perf_counter() - began)
+    return watch.rate(streams)
 
 
 def _request(number: int, *, stream: bool) -> LLMRequest:
@@ -178,9 +214,7 @@ async def _to_first_text(replica: LLMReplica, number: int) -> float:
 
 
 def _milliseconds(times_s: list[float]) -> dict[str, float]:
-    ordered = sorted(time_s * 1000 for time_s in times_s)
-    pick: Callable[[float], float] = lambda part: ordered[round(part * (len(ordered) - 1))]  # noqa: E731
-    return {"p50": round(pick(0.5), 1), "p95": round(pick(0.95), 1)}
+    return {f"p{part}": round(percentile(times_s, part) * 1000, 1) for part in (50, 95)}
 
 
 def _table(report: dict[str, Any]) -> str:
@@ -191,7 +225,8 @@ def _table(report: dict[str, Any]) -> str:
         lines.append(f"{name}, one by one: {alone:,.0f} tokens/s")
         lines += [
             f"  {streams:>3} at once: {at['tokens_per_s']:>8,.0f} tokens/s, "
-            f"{at['times_one_by_one']:>5.1f} times; first text p50 "
+            f"{at['times_one_by_one']:>5.1f} times, {at['times_one_by_one_by_cpu']:.1f} by CPU "
+            f"time; first text p50 "
             f"{at['first_text_ms']['p50']:.0f} ms, p95 {at['first_text_ms']['p95']:.0f} ms"
             for streams, at in figures["streams"].items()
         ]

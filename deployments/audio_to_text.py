@@ -67,7 +67,7 @@ class AudioToTextReplica(Replica[AudioToTextRequest, Heard, AudioToTextResult]):
         import torch
         from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, pipeline
 
-        self.start_up.mark("imports")
+        self.imported()
         device = choose_device()
         model_id = self.args.model_id
         dtype = torch.float32 if model_id in FLOAT32_MODELS else choose_dtype("", device)

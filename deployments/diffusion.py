@@ -59,7 +59,7 @@ class DiffusionReplica(Replica[RequestT, RawT, ResultT]):
         """Loads the pipeline and, if it is there, the safety checker."""
         files = find_files(self.args.model_id, self.args.models_dir)
         factory = self.factory(snapshot)
-        self.start_up.mark("imports")
+        self.imported()
         self._pipe: Any = load_pipeline(factory, files, self.start_up)
         # Most pipelines decode with one; the few others go without what is done for it.
         self._vae: Any = getattr(self._pipe, "vae", None)

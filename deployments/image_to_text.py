@@ -44,7 +44,7 @@ class ImageToTextReplica(Replica[ImageToTextRequest, str, ImageToTextResult]):
         import torch
         from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-        self.start_up.mark("imports")
+        self.imported()
         config = AutoConfig.from_pretrained(snapshot, local_files_only=True)
         device = choose_device()
         dtype = choose_dtype("", device)

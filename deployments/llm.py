@@ -105,7 +105,7 @@ class LLMReplica(Replica[LLMRequest, Progress, LLMResult]):
         """
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-        self.start_up.mark("imports")
+        self.imported()
         config = AutoConfig.from_pretrained(snapshot, local_files_only=True)
         device = choose_device()
         self._tokenizer: Any = AutoTokenizer.from_pretrained(snapshot, local_files_only=True)

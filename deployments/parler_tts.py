@@ -38,7 +38,7 @@ class ParlerTTSReplica(TextToSpeechReplica):
         parler_tts = import_parler_tts(self.args.model_id)
         from transformers import AutoTokenizer
 
-        self.start_up.mark("imports")
+        self.imported()
         model = parler_tts.ParlerTTSForConditionalGeneration.from_pretrained(
             snapshot, local_files_only=True
         )

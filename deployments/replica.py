@@ -34,7 +34,7 @@ from deployments.model_args import ModelArgs
 from deployments.model_files import weight_files
 from deployments.read_ahead import read_ahead
 from deployments.schemas.base import Completed, Request, Result
-from deployments.start_up import StartUp, no_garbage_collection
+from deployments.start_up import StartUp, libraries_are_there, no_garbage_collection
 from deployments.vitals import Vitals, read_vitals
 
 logger = logging.getLogger("ray.serve")
@@ -120,9 +120,14 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
     def load(self, snapshot: Path) -> None:
         """Loads the model from the directory that holds its files, in the model thread.
 
-        Whatever this raises is reported as a `ModelError`. Marks `imports`, `weights` and
-        `device` in `start_up` as they end.
+        Whatever this raises is reported as a `ModelError`. Says `imported` when it has its
+        libraries, and marks `weights` in `start_up` when they are read.
         """
+
+    def imported(self) -> None:
+        """To be called by `load` between the imports and the model."""
+        self.start_up.mark("imports")
+        libraries_are_there()
 
     @abstractmethod
     def warm_up_request(self) -> RequestT:

@@ -84,7 +84,7 @@ class SegmentAnything2Replica(Replica[SegmentAnything2Request, Segmented, Segmen
                 f"(.pt) is not read. Download the rest: hf download {self.args.model_id} "
                 f"--cache-dir {self.args.models_dir}"
             )
-        self.start_up.mark("imports")
+        self.imported()
         self._device = choose_device()
         model = Sam2Model.from_pretrained(snapshot, local_files_only=True, dtype="float32")
         self.start_up.mark("weights")

@@ -38,14 +38,20 @@ class StartUp:
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Collects no garbage while a model loads, and never again looks at what is left by then.
-
-    Imports make some 500,000 objects and hardly any garbage. Looking through them time and again
-    is an eighth of their CPU time, and later holds up a step of the model for a third of a second.
-    """
+    """Looks for no garbage, up to the end or to `libraries_are_there`."""
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
         gc.enable()
+
+
+def libraries_are_there() -> None:
+    """Collects garbage again, and never looks at what there is by now.
+
+    Imports make some 500,000 objects and hardly any garbage. Looking through them time and again
+    is an eighth of their CPU time, and later holds up a step of the model for a third of a second.
+    Not to be called later: garbage of the loading holds weights, and would stay.
+    """
+    gc.freeze()
+    gc.enable()

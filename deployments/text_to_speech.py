@@ -67,7 +67,7 @@ class TextToSpeechReplica(Replica[TextToSpeechRequest, Spoken, TextToSpeechResul
         import torch
         from transformers import AutoConfig, PreTrainedModel, pipeline
 
-        self.start_up.mark("imports")
+        self.imported()
         device = choose_device()
         config = AutoConfig.from_pretrained(snapshot, local_files_only=True)
         half = config.model_type in HALF_PRECISION

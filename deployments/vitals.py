@@ -18,7 +18,7 @@ class Vitals:
     gpu_peak_bytes: int | None
     """Most that the process had reserved on its GPU; None without one."""
     gpu_used_bytes: int | None
-    """What all processes have there now, by NVML: CUDA's own share is among it."""
+    """What all processes have there now, as nvidia-smi shows it: CUDA's own share is among it."""
 
 
 def read_vitals(start_up_s: Mapping[str, float]) -> Vitals:
@@ -26,11 +26,13 @@ def read_vitals(start_up_s: Mapping[str, float]) -> Vitals:
     import torch
 
     gpu = torch.cuda.is_available()
+    # The driver's figures rather than NVML's, which are the same and may be out of reach.
+    free_bytes, total_bytes = torch.cuda.mem_get_info() if gpu else (0, 0)
     return Vitals(
         device=torch.cuda.get_device_name() if gpu else "cpu",
         start_up_s=start_up_s,
         # Linux counts in units of 1024 bytes.
         memory_peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         gpu_peak_bytes=torch.cuda.max_memory_reserved() if gpu else None,
-        gpu_used_bytes=torch.cuda.device_memory_used() if gpu else None,
+        gpu_used_bytes=total_bytes - free_bytes if gpu else None,
     )

@@ -125,7 +125,7 @@ def _about(variant: Mapping[str, Any]) -> str:
     if variant["gpu_peak_bytes"] is not None:
         memory += (
             f", {variant['gpu_peak_bytes'] / MIB:,.0f} MiB of GPU memory at most "
-            f"({variant['gpu_used_bytes'] / MIB:,.0f} MiB of the card in use by NVML)"
+            f"({variant['gpu_used_bytes'] / MIB:,.0f} MiB of the card in use)"
         )
     return (
         f"{variant['flags']}: {variant['replicas']} x {variant['slots_per_replica']} slots on "

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from deployments.start_up import StartUp, no_garbage_collection
+from deployments.start_up import StartUp, libraries_are_there, no_garbage_collection
 
 
 def test_every_moment_belongs_to_the_part_that_ends_next(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,17 +19,27 @@ def test_every_moment_belongs_to_the_part_that_ends_next(monkeypatch: pytest.Mon
     assert str(start_up) == "5.5 s (process 1.5, imports 1.0, weights 2.5, device 0.5)"
 
 
-def test_no_garbage_is_collected_until_the_model_is_there() -> None:
-    before = gc.get_freeze_count()
+def test_no_garbage_is_collected_until_the_libraries_are_there() -> None:
     enabled: list[bool] = []
 
     def load() -> None:
         with no_garbage_collection():
             enabled.append(gc.isenabled())
+            libraries_are_there()
+            enabled.append(gc.isenabled())
             raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"):
         load()
-    assert enabled == [False]
+    assert enabled == [False, True]
+    assert gc.get_freeze_count() > 0
+
+
+def test_garbage_is_collected_again_when_the_libraries_are_not_there() -> None:
+    def load() -> None:
+        with no_garbage_collection():
+            raise ImportError("broken")
+
+    with pytest.raises(ImportError, match="broken"):
+        load()
     assert gc.isenabled()
-    assert gc.get_freeze_count() > before

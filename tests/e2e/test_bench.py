@@ -10,9 +10,8 @@ from tests.e2e.conftest import TINY, Deployed
 from tests.e2e.programs import livepeer_ray
 
 
-def bench(deployed: Deployed, *flags: str) -> tuple[str, ...]:
-    cluster = ("--ray-address", deployed.ray.address)
-    return ("bench", "--pipeline", "text-to-image", *cluster, *flags)
+def bench(deployed: Deployed, *flags: str, pipeline: str = "text-to-image") -> tuple[str, ...]:
+    return ("bench", "--pipeline", pipeline, "--ray-address", deployed.ray.address, *flags)
 
 
 async def test_a_model_that_is_served_is_measured_as_it_is(
@@ -43,6 +42,24 @@ async def test_a_model_that_is_served_is_measured_as_it_is(
     with Image.open(chart) as image:
         assert image.format == "PNG"
     assert before <= deployed.ray.replicas(TINY)
+
+
+async def test_an_llm_streams_at_once(deployed: Deployed, tmp_path: Path) -> None:
+    report = tmp_path / "bench.json"
+    flags = ("--model-id", "livepeer-ray/tiny-qwen3", "--concurrency", "4", "--runs", "4")
+    async with livepeer_ray(
+        *bench(deployed, *flags, pipeline="llm"),
+        *("--request", '{"max_tokens": 1}', "--json", str(report)),
+    ) as process:
+        assert await process.ends() == 0, process.output
+    (variant,) = json.loads(report.read_text())["variants"]
+    assert variant["slots_per_replica"] == 8
+    (level,) = variant["levels"]
+    assert 0 < level["first_s"]["p50"] <= level["job_s"]["p50"]
+    # An answer of one token; its prompt, which the score counts too, has many more.
+    assert level["units_per_s"] == level["jobs_per_s"]
+    assert level["score"] < level["job_s"]["p95"] / 10
+    assert "TOKENS/S" in process.output
 
 
 async def test_a_cluster_is_not_changed(deployed: Deployed) -> None:

@@ -67,7 +67,7 @@ def test_table(report: dict[str, Any]) -> None:
     assert ["DEEPCACHE", "1", "4", "1.000", "1.425", "0.800", "0.25", "1.33"] in lines
     text = table(report)
     assert "1 x 4 slots on cpu, loaded in 8.5 s (process 1.0, imports 7.2)" in text
-    assert "2,048 MiB of GPU memory at most (3,072 MiB of the card in use by NVML)" in text
+    assert "2,048 MiB of GPU memory at most (3,072 MiB of the card in use)" in text
     assert "FIRST" not in text
 
 
