@@ -30,6 +30,7 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.batching
 	$(BIN)/python -m benchmarks.cold_start
 	$(BIN)/python -m benchmarks.llm_throughput
 

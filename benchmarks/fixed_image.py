@@ -30,6 +30,9 @@ class FixedImageReplica(TextToImageReplica):
         """Reads the picture."""
         self._pixels: NDArray[np.uint8] = np.load(snapshot / PICTURE)[np.newaxis]
 
+    def share(self, request: TextToImageRequest) -> None:
+        """Each request is answered alone."""
+
     def infer(
         self,
         request: TextToImageRequest,

@@ -5,9 +5,10 @@ that answer with images; `deployments.prompted` has what text-to-image and image
 """
 
 import inspect
+import itertools
 import secrets
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,44 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from deployments.assembly import find_files, load_pipeline
+from deployments.batching import Share
 from deployments.media import encode_png, to_uint8
+from deployments.pass_memory import for_this_device
 from deployments.replica import RawT, Replica, RequestT, ResultT
 from deployments.safety import SafetyChecker
 from deployments.schemas.images import Image, ImagesResult
 
-MAX_PIXELS_PER_PASS = 2 * 1024 * 1024
-"""Images of one request share a pass up to this many pixels. Two of 1024x1024, four with
-guidance, keep a large GPU busy; more would take memory in proportion and gain little."""
+OF_AN_IMAGE = {
+    *("prompt", "negative_prompt", "image", "seed"),
+    *("num_images_per_prompt", "safety_check", "model_id"),
+}
+"""The parameters in which requests that are rendered together may differ."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """What the pipeline is to draw for one request."""
+
+    arguments: Mapping[str, Any]
+    """Of the pipeline, equal for all images of a pass."""
+    prompts: Mapping[str, str]
+    """Arguments of the pipeline that each image of a pass may have its own of."""
+    seeds: Sequence[int]
+    """One an image."""
+    size: tuple[int, int]
+    """Width and height of each image in pixels; more than that is cropped."""
+    image: PIL.Image.Image | None = None
+    """What each image starts from, for pipelines that take one."""
+    safety_check: bool
+
+    def shares_pass_with(self, other: "Drawing") -> bool:
+        """Whether the images of both can be drawn at once."""
+        return (
+            self.arguments == other.arguments
+            and self.prompts.keys() == other.prompts.keys()
+            and self.size == other.size
+            and (self.image and self.image.size) == (other.image and other.image.size)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,55 +144,91 @@ class ImagesReplica(DiffusionReplica[RequestT, Rendered, ImagesResult]):
         # One image at a time through the decoder, which needs the most memory of all parts.
         if hasattr(self._vae, "enable_slicing"):
             self._vae.enable_slicing()
+        self._memory = for_this_device()
 
-    def render(
-        self,
-        arguments: Mapping[str, Any],
-        *,
-        seeds: Sequence[int],
-        size: tuple[int, int],
-        image: PIL.Image.Image | None = None,
-        safety_check: bool,
-        raise_if_cancelled: Callable[[], None],
-    ) -> Rendered:
-        """Renders all images of a request, in as few passes as memory allows.
+    @abstractmethod
+    def drawing(self, request: RequestT) -> Drawing:
+        """Returns what to draw for a request.
+
+        Raises:
+            BadRequest: nobody could serve this request.
+        """
+
+    def share_of(self, request: RequestT, *, size: tuple[int, int], images: int = 1) -> Share:
+        """Returns the terms of a request: all must agree but what each image may have its own of.
 
         Args:
-            arguments: what the pipeline is given beside seeds and counts.
-            seeds: one an image.
-            size: width and height of each image in pixels; more than that is cropped.
-            image: what each image starts from, for pipelines that take one.
-            safety_check: whether the images are to be checked.
-            raise_if_cancelled: called after each step.
+            request: what is asked for.
+            size: width and height of each image in pixels.
+            images: how many are asked for.
         """
-        width, height = size
-        per_pass = max(1, MAX_PIXELS_PER_PASS // (width * height))
-        passes = [seeds[start : start + per_pass] for start in range(0, len(seeds), per_pass)]
-        pixels = np.concatenate(
-            [
-                to_uint8(self._pass(arguments, of_pass, image, raise_if_cancelled).images)
-                for of_pass in passes
-            ]
-        )[:, :height, :width]
+        agreed = request.model_dump(exclude=OF_AN_IMAGE)
+        return Share(
+            kind=(size, *agreed.items()),
+            size=size[0] * size[1] * images,
+            limit=self._memory.max_pixels,
+        )
+
+    def infer(self, request: RequestT, raise_if_cancelled: Callable[[], None]) -> Rendered:
+        """Renders all images of the request.
+
+        Raises:
+            BadRequest: nobody could serve this request.
+        """
+        (rendered,) = self.infer_together([request], raise_if_cancelled)
+        return rendered
+
+    def infer_together(
+        self, requests: Sequence[RequestT], raise_if_cancelled: Callable[[], None]
+    ) -> Sequence[Rendered]:
+        """Renders all images of all requests, in as few passes as memory allows."""
+        drawings = [self.drawing(request) for request in requests]
+        wanted = [(drawing, seed) for drawing in drawings for seed in drawing.seeds]
+        images: list[NDArray[np.uint8]] = []
+        while len(images) < len(wanted):
+            images.extend(self._pass(self._alike(wanted[len(images) :]), raise_if_cancelled))
         raise_if_cancelled()
-        return Rendered(pixels=pixels, seeds=seeds, nsfw=self.flags(pixels, wanted=safety_check))
+        return [
+            Rendered(
+                pixels=pixels,
+                seeds=drawing.seeds,
+                nsfw=self.flags(pixels, wanted=drawing.safety_check),
+            )
+            for drawing, pixels in zip(drawings, _split(images, drawings), strict=True)
+        ]
+
+    def _alike(self, wanted: Sequence[tuple[Drawing, int]]) -> Sequence[tuple[Drawing, int]]:
+        """Returns the first images of these, as many as one pass may draw."""
+        first = wanted[0][0]
+        most = max(1, self._memory.max_pixels // (first.size[0] * first.size[1]))
+        return list(
+            itertools.takewhile(lambda image: first.shares_pass_with(image[0]), wanted[:most])
+        )
 
     def _pass(
-        self,
-        arguments: Mapping[str, Any],
-        seeds: Sequence[int],
-        image: PIL.Image.Image | None,
-        raise_if_cancelled: Callable[[], None],
-    ) -> Any:
-        """Returns the pipeline's output, an image for each seed."""
-        each: dict[str, Any] = {
-            "num_images_per_prompt": len(seeds),
-            "generator": self.generators(seeds),
+        self, images: Sequence[tuple[Drawing, int]], raise_if_cancelled: Callable[[], None]
+    ) -> NDArray[np.uint8]:
+        """Returns N x H x W x 3 pixels, an image for each drawing and seed."""
+        drawings = [drawing for drawing, _seed in images]
+        first = drawings[0]
+        width, height = first.size
+        arguments = {
+            **first.arguments,
+            "generator": self.generators([seed for _drawing, seed in images]),
         }
-        if image is not None:
+        if all(drawing is first for drawing in drawings):
+            # The text is encoded once for all.
+            arguments |= {**first.prompts, "num_images_per_prompt": len(images)}
+        else:
+            arguments |= {
+                name: [drawing.prompts[name] for drawing in drawings] for name in first.prompts
+            }
+        if first.image is not None:
             # Given once, some pipelines encode it with the first generator only, for all.
-            each["image"] = [image] * len(seeds)
-        return self.call({**arguments, **each}, raise_if_cancelled)
+            arguments["image"] = [drawing.image for drawing in drawings]
+        with self._memory.measured(pixels=len(images) * width * height):
+            output = self.call(arguments, raise_if_cancelled)
+            return to_uint8(output.images)[:, :height, :width]
 
     def encode(self, request: RequestT, raw: Rendered) -> ImagesResult:  # noqa: ARG002 (the contract of all replicas)
         """Encodes each image as PNG."""
@@ -171,6 +238,15 @@ class ImagesReplica(DiffusionReplica[RequestT, Rendered, ImagesResult]):
                 for pixels, seed, nsfw in zip(raw.pixels, raw.seeds, raw.nsfw, strict=True)
             )
         )
+
+
+def _split(
+    images: Sequence[NDArray[np.uint8]], drawings: Sequence[Drawing]
+) -> Iterator[NDArray[np.uint8]]:
+    """Yields the images of each drawing."""
+    remaining = iter(images)
+    for drawing in drawings:
+        yield np.stack([next(remaining) for _seed in drawing.seeds])
 
 
 def choose_seed(seed: int | None) -> int:

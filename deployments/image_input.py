@@ -44,6 +44,14 @@ def decode_image(data: bytes) -> Image.Image:
         raise BadRequest(f"image: the file is broken: {error}") from None
 
 
+def header_size(data: bytes) -> tuple[int, int] | None:
+    """Returns width and height as the file's header has them; None if it cannot be read."""
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS).size
+    except Exception:  # noqa: BLE001 (decoders raise whatever a broken file leads them to)
+        return None
+
+
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_INPUT_PIXELS or max(width, height) > MAX_INPUT_SIDE:
         raise BadRequest(

@@ -5,7 +5,6 @@ The answer has the input's size where the model can work on that, else the neare
 """
 
 import math
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from deployments.assembly import pipeline_class
-from deployments.diffusion import Rendered
+from deployments.batching import Share
+from deployments.diffusion import Drawing
 from deployments.errors import BadRequest
-from deployments.image_input import decode_image
+from deployments.image_input import decode_image, header_size
 from deployments.image_size import fit
 from deployments.media import encode_png
 from deployments.prompted import PromptedReplica
@@ -64,10 +64,13 @@ class ImageToImageReplica(PromptedReplica[ImageToImageRequest]):
         """Returns `1 image, 50 steps, strength 0.8`."""
         return f"{super().describe(request)}, strength {request.strength:g}"
 
-    def infer(
-        self, request: ImageToImageRequest, raise_if_cancelled: Callable[[], None]
-    ) -> Rendered:
-        """Renders all images of the request.
+    def share(self, request: ImageToImageRequest) -> Share | None:
+        """Requests with images of one size share, if their parameters agree."""
+        size = header_size(request.image)
+        return size and self.share_of(request, size=size, images=request.num_images_per_prompt)
+
+    def drawing(self, request: ImageToImageRequest) -> Drawing:
+        """Returns what to draw.
 
         Raises:
             BadRequest: the image cannot be read, or `strength` leaves no step to take.
@@ -79,7 +82,7 @@ class ImageToImageReplica(PromptedReplica[ImageToImageRequest]):
             min_side=MIN_SIDE,
             max_side=MAX_SIDE,
         )
-        return self.generate(
+        return self.plan(
             request,
             {
                 # For Flux, which would otherwise enlarge any image to 1024x1024.
@@ -90,7 +93,6 @@ class ImageToImageReplica(PromptedReplica[ImageToImageRequest]):
             },
             size=image.size,
             image=image,
-            raise_if_cancelled=raise_if_cancelled,
         )
 
     def _strength(self, request: ImageToImageRequest) -> Fraction:

@@ -5,13 +5,13 @@ seed + i, `|` separates the prompts of several text encoders, models that are di
 guidance run without, and those that are distilled to a number of steps take that many.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import PIL.Image
 
-from deployments.diffusion import ImagesReplica, Rendered, choose_seed
+from deployments.diffusion import Drawing, ImagesReplica, Rendered, choose_seed
 from deployments.loras import Loras
 from deployments.schemas.images import SIDE_MULTIPLE, PromptedRequest
 from deployments.special_models import special
@@ -40,48 +40,53 @@ class PromptedReplica(ImagesReplica[PromptedT]):
             )
         self._loras = Loras(pipe=self._pipe, models_dir=self.args.models_dir)
 
-    def generate(
+    def infer_together(
+        self, requests: Sequence[PromptedT], raise_if_cancelled: Callable[[], None]
+    ) -> Sequence[Rendered]:
+        """Renders all images of all requests, with the LoRAs that all of them ask for."""
+        import torch
+
+        try:
+            self._loras.apply(requests[0].loras)
+            return super().infer_together(requests, raise_if_cancelled)
+        except torch.OutOfMemoryError:
+            self._loras.unload_idle()
+            raise
+
+    def plan(
         self,
         request: PromptedT,
         arguments: Mapping[str, Any],
         *,
         size: tuple[int, int],
         image: PIL.Image.Image | None = None,
-        raise_if_cancelled: Callable[[], None],
-    ) -> Rendered:
-        """Renders all images of the request.
+    ) -> Drawing:
+        """Returns what to draw.
 
         Args:
-            request: what to render.
+            request: what is asked for.
             arguments: what the pipeline is given beside the parameters that all requests have.
             size: width and height of each image in pixels; more than that is cropped.
             image: what each image starts from, if anything.
-            raise_if_cancelled: called after each step.
         """
-        import torch
-
         first = choose_seed(request.seed)
-        try:
-            self._loras.apply(request.loras)
-            return self.render(
-                {
-                    "prompt": request.prompt,
-                    **self.split("prompt", request.prompt),
-                    # None at all if it is blank: SDXL then guides away from zeros, not from "".
-                    **self.split("negative_prompt", request.negative_prompt),
-                    "guidance_scale": request.guidance_scale if self.is_guided else 0.0,
-                    "num_inference_steps": self.steps_for(request),
-                    **arguments,
-                },
-                seeds=range(first, first + request.num_images_per_prompt),
-                size=size,
-                image=image,
-                safety_check=request.safety_check,
-                raise_if_cancelled=raise_if_cancelled,
-            )
-        except torch.OutOfMemoryError:
-            self._loras.unload_idle()
-            raise
+        return Drawing(
+            arguments={
+                "guidance_scale": request.guidance_scale if self.is_guided else 0.0,
+                "num_inference_steps": self.steps_for(request),
+                **arguments,
+            },
+            prompts={
+                "prompt": request.prompt,
+                **self.split("prompt", request.prompt),
+                # None at all if it is blank: SDXL then guides away from zeros, not from "".
+                **self.split("negative_prompt", request.negative_prompt),
+            },
+            seeds=range(first, first + request.num_images_per_prompt),
+            size=size,
+            image=image,
+            safety_check=request.safety_check,
+        )
 
     def describe(self, request: PromptedT) -> str:
         """Returns `3 images, 50 steps`."""

@@ -1,4 +1,4 @@
-"""What every replica shares: one model, loaded and warmed up, that runs one request at a time.
+"""What every replica shares: one model, loaded and warmed up, that runs one request after another.
 
 A pipeline subclasses `Replica` with five methods. Three kinds of threads share the work:
 
@@ -10,6 +10,9 @@ A pipeline subclasses `Replica` with five methods. Three kinds of threads share 
 A request whose caller is gone or whose time is over is stopped: in the queue at once, in the
 model at its next step. A model that does not come to a next step is stuck, and the replica says
 so when its health is asked, for Serve to replace it.
+
+A pipeline that can may compute several requests at once (`share`, `infer_together`). One of them
+never fails because of another: what fails together is computed again, each request alone.
 """
 
 import asyncio
@@ -22,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from deployments.batching import Share, Waiting, WaitingLine
 from deployments.errors import (
     BadRequest,
     InferenceFailed,
@@ -35,6 +39,7 @@ from deployments.model_files import weight_files
 from deployments.read_ahead import read_ahead
 from deployments.schemas.base import Completed, Request, Result
 from deployments.start_up import StartUp, libraries_are_there, no_garbage_collection
+from deployments.time_left import Cancelled, TimeLeft, longest
 from deployments.vitals import Vitals, read_vitals
 
 logger = logging.getLogger("ray.serve")
@@ -54,33 +59,8 @@ RawT = TypeVar("RawT")
 ResultT = TypeVar("ResultT", bound=Result)
 
 
-class Cancelled(Exception):
-    """Raised in the model thread when the caller is gone or the request's time is over."""
-
-
 class OutOfMemory(BadRequest):
     """A request that is too large for this GPU even when it has all of its memory."""
-
-
-class TimeLeft:
-    """How long a request may go on. One thread shortens it, another one looks."""
-
-    def __init__(self, *, timeout_s: float) -> None:
-        self._ends_at = time.monotonic() + timeout_s
-
-    def end(self) -> None:
-        """Ends it now: nobody waits for the request any more."""
-        self._ends_at = min(self._ends_at, time.monotonic())
-
-    @property
-    def seconds(self) -> float:
-        """What is left; below 0 it tells since when there is none."""
-        return self._ends_at - time.monotonic()
-
-    def raise_if_over(self) -> None:
-        """Raises `Cancelled` when nothing is left."""
-        if self.seconds <= 0:
-            raise Cancelled
 
 
 class Replica(ABC, Generic[RequestT, RawT, ResultT]):
@@ -98,7 +78,8 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
         self.args = args
         self.replica_id = _replica_id()
         self._device_fault: str | None = None
-        self._inferring: TimeLeft | None = None
+        self._inferring: Sequence[TimeLeft] = ()
+        self._line = WaitingLine[RequestT, RawT]()
         self._model_executor = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._encoders = ThreadPoolExecutor(ENCODER_THREADS, thread_name_prefix="encode")
         self._model_thread = self._model_executor.submit(threading.current_thread).result()
@@ -145,6 +126,21 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
             BadRequest: nobody could serve this request.
         """
 
+    def share(self, request: RequestT) -> Share | None:  # noqa: ARG002 (for those that override it)
+        """Returns on which terms a request may be computed with others; None: it never is."""
+        return None
+
+    def infer_together(
+        self, requests: Sequence[RequestT], raise_if_cancelled: Callable[[], None]
+    ) -> Sequence[RawT]:
+        """Computes requests of one `Share.kind` at once, in the model thread.
+
+        Args:
+            requests: at least one.
+            raise_if_cancelled: as for `infer`; raises when none of them is waited for.
+        """
+        return [self.infer(request, raise_if_cancelled) for request in requests]
+
     @abstractmethod
     def encode(self, request: RequestT, raw: RawT) -> ResultT:
         """Turns what `infer` returned into the result, in an encoder thread."""
@@ -154,7 +150,7 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
         """Returns the size of a request in words, for logs and for out-of-memory answers."""
 
     async def run(self, request: RequestT, *, timeout_s: float = DEADLINE_S) -> Completed[ResultT]:
-        """Runs one request; further ones wait for the model in the order of their arrival.
+        """Runs one request; others wait for the model in the order of their arrival.
 
         Args:
             request: what to compute.
@@ -167,11 +163,13 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
             ReplicaBroken: the GPU is out of reach since an earlier request.
         """
         left = TimeLeft(timeout_s=timeout_s)
+        waiting = Waiting[RequestT, RawT](request=request, left=left)
+        self._line.join(waiting)
+        # One look at the line for each request: a look may serve several, and a later one none.
+        self._model_executor.submit(self._serve_next)
         try:
-            # Cancelling the wrapping future cancels one that is still in the queue.
-            started_s, raw = await asyncio.wrap_future(
-                self._model_executor.submit(self._infer, request, left)
-            )
+            # Cancelling the wrapping future cancels one that still waits.
+            started_s, raw = await asyncio.wrap_future(waiting.done)
             result = await asyncio.wrap_future(self._encoders.submit(self._encode, request, raw))
         except Cancelled:
             raise InferenceFailed(f"stopped after {timeout_s:.0f} s: its time was over") from None
@@ -191,10 +189,10 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
         if self._device_fault is not None:
             raise LivepeerRayError(f"{self.args.model_id}: {self._device_fault}")
         inferring = self._inferring
-        if inferring is not None and inferring.seconds < -STUCK_S:
+        if inferring and (left_s := longest(inferring)) < -STUCK_S:
             raise LivepeerRayError(
                 f"{self.args.model_id}: the model is stuck, it should have stopped "
-                f"{-inferring.seconds:.0f} s ago"
+                f"{-left_s:.0f} s ago"
             )
 
     async def vitals(self) -> Vitals:
@@ -205,6 +203,7 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
 
     def close(self) -> None:
         """Ends the threads; requests that wait are dropped. A process that exits needs no close."""
+        self._line.close()
         self._model_executor.shutdown(cancel_futures=True)
         self._encoders.shutdown(cancel_futures=True)
 
@@ -237,43 +236,74 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
             self.describe(request),
         )
 
-    def _infer(self, request: RequestT, left: TimeLeft) -> tuple[float, RawT]:
-        """Returns when the computation started and what came out, in the model thread."""
-        started_s = time.perf_counter()
-        self._inferring = left
+    def _serve_next(self) -> None:
+        """Computes the request that came first and those that share with it."""
+        group = self._line.leave(self.share)
+        if len(group) > 1 and self._serve_together(group):
+            return
+        for waiting in group:
+            self._serve_alone(waiting)
+
+    def _serve_together(self, group: Sequence[Waiting[RequestT, RawT]]) -> bool:
+        """Returns whether it went well: otherwise none of them is answered yet."""
+        began = time.perf_counter()
         try:
-            left.raise_if_over()
+            raws = self._attempt(group)
+        except (Cancelled, ReplicaError) as error:
+            logger.warning("%d requests together: %s; now each alone", len(group), one_line(error))
+            return False
+        for waiting, raw in zip(group, raws, strict=True):
+            waiting.done.set_result((began, raw))
+        return True
+
+    def _serve_alone(self, waiting: Waiting[RequestT, RawT]) -> None:
+        began = time.perf_counter()
+        try:
             try:
-                return started_s, self._attempt(request, left)
+                (raw,) = self._attempt([waiting])
             except OutOfMemory:
                 logger.warning("again, with the memory that was kept for other sizes freed")
-            return started_s, self._attempt(request, left)
-        except Cancelled:
-            logger.info("stopped a request that nobody waits for: %s", self.describe(request))
-            raise
-        finally:
-            self._inferring = None
+                (raw,) = self._attempt([waiting])
+        except Cancelled as error:
+            logger.info("stopped what nobody waits for: %s", self.describe(waiting.request))
+            waiting.done.set_exception(error)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the caller must hear of it)
+            waiting.done.set_exception(error)
+        else:
+            waiting.done.set_result((began, raw))
 
-    def _attempt(self, request: RequestT, left: TimeLeft) -> RawT:
+    def _attempt(self, group: Sequence[Waiting[RequestT, RawT]]) -> Sequence[RawT]:
         """Infers once, and leaves no tensor behind when that fails."""
         import torch
+
+        requests = [waiting.request for waiting in group]
+        lefts = [waiting.left for waiting in group]
+
+        def raise_if_cancelled() -> None:
+            if longest(lefts) <= 0:
+                raise Cancelled
 
         if self._device_fault is not None:
             raise ReplicaBroken(self._device_fault)
         failure: ReplicaError
+        size = " and ".join(self.describe(request) for request in requests)
+        self._inferring = lefts
         try:
-            return self.infer(request, left.raise_if_over)
+            raise_if_cancelled()
+            if len(requests) > 1:
+                return self.infer_together(requests, raise_if_cancelled)
+            return [self.infer(requests[0], raise_if_cancelled)]
         except (Cancelled, ReplicaError):
             raise
         except torch.OutOfMemoryError as error:
-            logger.error("out of memory at %s: %s", self.describe(request), one_line(error))  # noqa: TRY400 (a kept traceback would keep the tensors)
-            failure = OutOfMemory(
-                f"out of GPU memory at {self.describe(request)}; ask for less of it"
-            )
+            logger.error("out of memory at %s: %s", size, one_line(error))  # noqa: TRY400 (a kept traceback would keep the tensors)
+            failure = OutOfMemory(f"out of GPU memory at {size}; ask for less of it")
         except Exception as error:
-            logger.exception("inference failed at %s", self.describe(request))
+            logger.exception("inference failed at %s", size)
             failure = InferenceFailed(one_line(error))
             self._device_fault = _probe_device()
+        finally:
+            self._inferring = ()
         # Only out here: in the handlers the traceback's frames still hold the tensors.
         if self._device_fault is None:
             torch.cuda.empty_cache()

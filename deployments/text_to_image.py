@@ -1,11 +1,11 @@
 """text-to-image: Stable Diffusion, SDXL, Flux and whatever else diffusers' AutoPipeline loads."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from deployments.assembly import pipeline_class
-from deployments.diffusion import Rendered
+from deployments.batching import Share
+from deployments.diffusion import Drawing
 from deployments.prompted import PromptedReplica
 from deployments.schemas.text_to_image import TextToImageRequest
 
@@ -35,12 +35,16 @@ class TextToImageReplica(PromptedReplica[TextToImageRequest]):
         """Returns `1024x576, 1 image, 50 steps`."""
         return f"{request.width}x{request.height}, {super().describe(request)}"
 
-    def infer(
-        self, request: TextToImageRequest, raise_if_cancelled: Callable[[], None]
-    ) -> Rendered:
-        """Renders all images of the request."""
+    def share(self, request: TextToImageRequest) -> Share | None:
+        """Requests of one size share, if their steps, guidance and LoRAs agree."""
+        return self.share_of(
+            request, size=(request.width, request.height), images=request.num_images_per_prompt
+        )
+
+    def drawing(self, request: TextToImageRequest) -> Drawing:
+        """Returns what to draw."""
         multiple = self.side_multiple
-        return self.generate(
+        return self.plan(
             request,
             {
                 # Rendered a little larger where the model needs it, and cropped to the exact size.
@@ -48,5 +52,4 @@ class TextToImageReplica(PromptedReplica[TextToImageRequest]):
                 "width": -(-request.width // multiple) * multiple,
             },
             size=(request.width, request.height),
-            raise_if_cancelled=raise_if_cancelled,
         )

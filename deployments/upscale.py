@@ -1,14 +1,14 @@
 """upscale: Stable Diffusion's x4 upscaler. The answer is exactly four times as wide and high."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deployments.diffusion import ImagesReplica, Rendered, choose_seed
+from deployments.batching import Share
+from deployments.diffusion import Drawing, ImagesReplica, choose_seed
 from deployments.errors import BadRequest
-from deployments.image_input import decode_image
+from deployments.image_input import decode_image, header_size
 from deployments.image_size import pad
 from deployments.media import encode_png
 from deployments.schemas.images import MIN_SIDE, SIDE_MULTIPLE
@@ -39,8 +39,13 @@ class UpscaleReplica(ImagesReplica[UpscaleRequest]):
         """Returns `1 image, 75 steps`."""
         return f"1 image, {request.num_inference_steps} steps"
 
-    def infer(self, request: UpscaleRequest, raise_if_cancelled: Callable[[], None]) -> Rendered:
-        """Enlarges the image.
+    def share(self, request: UpscaleRequest) -> Share | None:
+        """Requests with images of one size share, if their steps agree."""
+        size = header_size(request.image)
+        return size and self.share_of(request, size=(size[0] * FACTOR, size[1] * FACTOR))
+
+    def drawing(self, request: UpscaleRequest) -> Drawing:
+        """Returns what to draw.
 
         Raises:
             BadRequest: the image cannot be read or is too large.
@@ -51,12 +56,12 @@ class UpscaleReplica(ImagesReplica[UpscaleRequest]):
                 f"image: {image.width}x{image.height} pixels are too many to enlarge {FACTOR} "
                 f"times, at most {MAX_INPUT_PIXELS} are taken, 512x512 say"
             )
-        return self.render(
-            {"prompt": request.prompt, "num_inference_steps": request.num_inference_steps},
+        return Drawing(
+            arguments={"num_inference_steps": request.num_inference_steps},
+            prompts={"prompt": request.prompt},
             seeds=[choose_seed(request.seed)],
             size=(image.width * FACTOR, image.height * FACTOR),
             # diffusers would round sides down to what the decoder can answer with.
             image=pad(image, multiple=SIDE_MULTIPLE, min_side=MIN_SIDE),
             safety_check=request.safety_check,
-            raise_if_cancelled=raise_if_cancelled,
         )

@@ -3,7 +3,7 @@
 import io
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from PIL import Image
 
 from deployments.diffusion import Rendered
 from deployments.model_args import ModelArgs
+from deployments.pass_memory import PassMemory
 from deployments.schemas.images import ImagesResult
 from deployments.schemas.text_to_image import TextToImageRequest
 from deployments.text_to_image import TextToImageReplica
@@ -45,12 +46,13 @@ class ObservedReplica(TextToImageReplica):
         self.failures = 1_000
         self.stepped.clear()
         self.go_on.set()
+        self._memory = PassMemory()
 
-    def infer(
-        self, request: TextToImageRequest, raise_if_cancelled: Callable[[], None]
-    ) -> Rendered:
+    def infer_together(
+        self, requests: Sequence[TextToImageRequest], raise_if_cancelled: Callable[[], None]
+    ) -> Sequence[Rendered]:
         """Infers, noting each step and holding it while `go_on` is not set."""
-        self.prompts.append(request.prompt)
+        self.prompts.extend(request.prompt for request in requests)
 
         def observed() -> None:
             self.steps += 1
@@ -61,7 +63,7 @@ class ObservedReplica(TextToImageReplica):
                 raise self.failure
             raise_if_cancelled()
 
-        return super().infer(request, observed)
+        return super().infer_together(requests, observed)
 
 
 def args(models_dir: Path, model_id: str = TINY_SD, **flags: bool) -> ModelArgs:

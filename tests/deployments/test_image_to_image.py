@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments import diffusion, special_models
+from deployments import special_models
 from deployments.errors import BadRequest
 from deployments.image_to_image import ImageToImageReplica
+from deployments.pass_memory import PassMemory
 from deployments.schemas.image_to_image import ImageToImageRequest
 from deployments.special_models import special
 from tests.deployments.conftest import TINY_SD, pixels
@@ -138,7 +139,7 @@ async def test_image_i_is_the_image_of_seed_plus_i(
     kind: str, fixtures: Callable[[str], ImageToImageReplica], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replica = fixtures(kind)
-    monkeypatch.setattr(diffusion, "MAX_PIXELS_PER_PASS", 2 * 64 * 64)
+    monkeypatch.setattr(replica, "_memory", PassMemory(ceiling=2 * 64 * 64))
     together = (await replica.run(request(seed=40, num_images_per_prompt=3))).result
     assert [image.seed for image in together.images] == [40, 41, 42]
     images = pixels(together)

@@ -59,6 +59,7 @@ class EchoReplica(Replica[TextToImageRequest, str, Echo]):
 async def holding(replica: ObservedReplica, **parameters: int) -> asyncio.Task[object]:
     """Starts a request and returns when the model is in its first step, which it holds."""
     replica.go_on.clear()
+    replica.stepped.clear()
     task = asyncio.create_task(replica.run(request("held", **parameters)))
     await asyncio.to_thread(replica.stepped.wait)
     return task

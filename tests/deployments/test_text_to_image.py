@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from deployments import diffusion, special_models
+from deployments import special_models
+from deployments.pass_memory import PassMemory
 from deployments.special_models import special
 from deployments.text_to_image import TextToImageReplica
 from tests.deployments.conftest import TINY_SD, ObservedReplica, args, pixels, request
@@ -36,8 +37,8 @@ async def test_many_images_are_rendered_in_bounded_passes(
 ) -> None:
     whole = (await replica.run(request(num_images_per_prompt=5))).result
     steps_of_one_pass = replica.steps
-    monkeypatch.setattr(diffusion, "MAX_PIXELS_PER_PASS", 2 * 64 * 64)
     replica.reset()
+    monkeypatch.setattr(replica, "_memory", PassMemory(ceiling=2 * 64 * 64))
     passes = (await replica.run(request(num_images_per_prompt=5))).result
     # Once after each step, and once at the end.
     assert replica.steps - 1 == 3 * (steps_of_one_pass - 1)
