@@ -9,7 +9,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,10 @@ def run(options: BenchOptions, *, ray_address: str, models_dir: Path, device: De
     local = serve_client.join(ray_address)
     try:
         with serve_client.reachable():
+            served = serve_client.details()["applications"].keys()
             variants = [
                 _measure(options, flags, model, workload, models_dir=models_dir, device=device)
-                for flags, model in _where(options, models).items()
+                for flags, model in to_deploy(options, models, served=served).items()
             ]
     except (ConfigError, ClusterUnreachable):
         raise
@@ -118,13 +119,19 @@ def _read(path: Path | None) -> bytes | None:
         raise ConfigError(f"--input: {path}: {error.strerror}") from None
 
 
-def _where(options: BenchOptions, models: Mapping[str, AIModel]) -> Mapping[str, AIModel | None]:
+def to_deploy(
+    options: BenchOptions, models: Mapping[str, AIModel], *, served: Collection[str]
+) -> Mapping[str, AIModel | None]:
     """What to deploy by the name of its flags; None for what the cluster serves already.
+
+    Args:
+        options: what to measure.
+        models: the same model by the name of its flags.
+        served: names of the cluster's applications.
 
     Raises:
         ConfigError: the cluster serves something else, or was to be changed.
     """
-    served = serve_client.details()["applications"].keys()
     if not served:
         return models
     name = app_name(next(iter(models.values())).key)
