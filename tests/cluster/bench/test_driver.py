@@ -17,7 +17,7 @@ from cluster.commands.bench import to_deploy
 from cluster.errors import ConfigError
 from deployments.llm import LLMReplica
 from deployments.model_args import ModelArgs
-from deployments.schemas.base import Chunk, Completed, Request, Result
+from deployments.schemas.base import Chunk, Completed, Result
 from deployments.tiny_models import write_tiny_models
 
 KEY = ModelKey("llm", "livepeer-ray/tiny-qwen3")
@@ -47,10 +47,10 @@ class InProcess:
         )
 
     async def stream(
-        self, _key: ModelKey, request: Request, *, timeout_s: float
+        self, _key: ModelKey, request: Any, *, timeout_s: float
     ) -> AsyncGenerator[Chunk, None]:
         with self._counted(request):
-            async for chunk in self._replica.stream(request, timeout_s=timeout_s):  # type: ignore[arg-type] - an llm's, by its key
+            async for chunk in self._replica.stream(request, timeout_s=timeout_s):
                 yield chunk
 
 
