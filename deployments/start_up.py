@@ -50,7 +50,7 @@ def libraries_are_there() -> None:
     """Collects garbage again, and never looks at what there is by now.
 
     Imports make some 500,000 objects and hardly any garbage. Looking through them time and again
-    is an eighth of their CPU time, and later holds up a step of the model for a third of a second.
+    is an eighth of their CPU time, and later holds up a step of the model.
     Not to be called later: garbage of the loading holds weights, and would stay.
     """
     gc.freeze()
