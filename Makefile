@@ -44,6 +44,8 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.deepcache
 	$(BIN)/python -m benchmarks.batching
 	$(BIN)/python -m benchmarks.journal
+	$(BIN)/python -m benchmarks.cold_start
+	$(BIN)/python -m benchmarks.llm_throughput
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo-output bench-output .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import machine
+from cluster import machine
 from deployments.model_args import ModelArgs
 from deployments.schemas.text_to_image import TextToImageRequest
 from deployments.text_to_image import TextToImageReplica

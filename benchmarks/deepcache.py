@@ -23,7 +23,7 @@ from typing import Any
 # Before torch is imported: one thread, so that other load on a small machine counts for less.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from benchmarks import machine
+from cluster import machine
 from deployments.loading import quiet_libraries
 from deployments.model_args import ModelArgs
 from deployments.schemas.text_to_image import TextToImageRequest

@@ -31,10 +31,9 @@ if "--haproxy" in sys.argv:  # Ray reads it when it is imported
 import aiohttp
 import ray
 
-from benchmarks import machine
 from benchmarks.photo import photo
 from benchmarks.rig import HTTP_MODEL, BenchmarkFailed, deploy
-from cluster import logs
+from cluster import logs, machine
 from cluster.errors import LivepeerRayError
 from cluster.http_api import HTTPSettings
 from deployments.ingress.config import Token

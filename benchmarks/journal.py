@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from benchmarks import machine
+from cluster import machine
 from cluster.bridge.address import Address
 from cluster.bridge.job import Job
 from cluster.bridge.journal import Journal, open_journal

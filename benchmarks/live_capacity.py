@@ -47,10 +47,9 @@ import ray
 from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
 from ray.cluster_utils import Cluster
 
-from benchmarks import machine
 from benchmarks.fake_model import JOB_S
 from benchmarks.rig import BenchmarkFailed
-from cluster import logs, programs, serve_client
+from cluster import logs, machine, programs, serve_client
 from cluster.ai_models import AIModel, RayOptions
 from cluster.errors import LivepeerRayError
 from cluster.placement import Supply, place
@@ -316,7 +315,7 @@ def _percentiles(times_s: list[float]) -> dict[str, float]:
 
 def _table(report: dict[str, Any]) -> str:
     """The report for people."""
-    where, work = report["machine"], report["throughput"]
+    work = report["throughput"]
     return "\n".join(
         [
             "",
@@ -330,9 +329,7 @@ def _table(report: dict[str, Any]) -> str:
             f"{work['of_ideal']:.0%} of the ideal {work['ideal_jobs_per_s']:.0f}",
             f"CPU time of the bridge per job: {work['bridge_cpu_ms_per_job']} ms",
             "",
-            f"machine: {where['cores']} cores of {where['cpu']}, {where['memory_gib']} GiB, "
-            f"{where['system']}, load {where['load_1min_before']} before the run",
-            f"Python {where['python']}, ray {where['ray']}",
+            machine.text(report["machine"]),
         ]
     )
 

@@ -30,7 +30,6 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from benchmarks import machine
 from benchmarks.photo import photo
 from benchmarks.reference import reference_path
 from benchmarks.rig import (
@@ -42,7 +41,7 @@ from benchmarks.rig import (
     deploy,
     running_rig,
 )
-from cluster import logs
+from cluster import logs, machine
 from cluster.errors import LivepeerRayError
 from deployments.media import encode_png
 
@@ -153,7 +152,7 @@ def _percentiles(times_s: Iterable[float]) -> dict[str, float]:
 
 def _table(report: dict[str, Any]) -> str:
     """The report for people."""
-    where, sizes = report["machine"], report["png_bytes"]
+    sizes = report["png_bytes"]
     ours, reference = report["total_ms"]["ours"], report["total_ms"]["reference"]
     rows: list[Sequence[str]] = [("concurrency", "", "ours", "reference", "ratio", "jobs each")]
     rows += [
@@ -184,10 +183,7 @@ def _table(report: dict[str, Any]) -> str:
         *(f"  {split[name]['p50']:6.1f} ms  {text}" for name, text in meaning.items()),
         "",
         f"PNG: ours {sizes['ours']:,} bytes, reference {sizes['reference']:,} bytes",
-        f"machine: {where['cores']} cores of {where['cpu']}, {where['memory_gib']} GiB, "
-        f"{where['system']}, load {where['load_1min_before']} before the run",
-        f"Python {where['python']}, ray {where['ray']}, torch {where['torch']}, "
-        f"Pillow {where['pillow']} with {where['pillow_zlib']}",
+        machine.text(report["machine"]),
     ]
     return "\n".join(lines)
 

@@ -191,6 +191,9 @@ class _Entry(BaseModel):
         if self.url and ray != of_url:
             warnings.append("ray: ignored but for live_runner_price, the model runs at its url")
             ray = of_url
+        if "max_ongoing_requests" not in ray.model_fields_set and not self.url:
+            slots = PIPELINES[self.pipeline].slots
+            ray = ray.model_copy(update={"max_ongoing_requests": slots})
         if token and not self.url:
             warnings.append("token: ignored without a url")
             token = None

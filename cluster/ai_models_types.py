@@ -57,7 +57,7 @@ class RayOptions(BaseModel):
     max_replicas: int | None = Field(default=None, ge=1, le=MAX_CAPACITY)
     """How far load may add replicas; None: on GPUs, as far as there are any."""
     max_ongoing_requests: int = Field(default=1, ge=1, le=MAX_CAPACITY)
-    """Requests that one replica works on at a time."""
+    """Requests that one replica works on at a time; an entry without has its pipeline's number."""
     accelerator_type: Annotated[str, AfterValidator(word)] | None = None
     """Ray's name of a GPU model, such as A100, to which replicas are bound."""
     live_runner_price: LiveRunnerPrice | None = None

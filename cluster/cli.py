@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cluster.bench.options import add_bench_flags, bench_options
 from cluster.errors import ClusterUnreachable, ConfigError
 from cluster.http_api import add_http_flags, http_settings
 from cluster.settings import (
@@ -117,6 +118,9 @@ def _parser() -> argparse.ArgumentParser:
         default=f"{DRAIN_TIMEOUT_S:g}",
         help="seconds for its jobs, after which the status is 1",
     )
+
+    bench = _command(commands, "bench", _bench, "measure a model, without an orchestrator")
+    add_bench_flags(bench)
 
     models = commands.add_parser("models", help="fetch models").add_subparsers(
         title="commands", required=True, metavar="COMMAND"
@@ -262,6 +266,18 @@ def _drain(arguments: argparse.Namespace) -> int:
         arguments.node,
         ray_address=arguments.ray_address,
         timeout_s=seconds("--drain-timeout-s", arguments.drain_timeout_s, minimum_s=0),
+    )
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    options = bench_options(arguments)
+    from cluster.commands import bench
+
+    return bench.run(
+        options,
+        ray_address=arguments.ray_address,
+        models_dir=models_dir(arguments.ai_models_dir),
+        device=device(arguments.device),
     )
 
 

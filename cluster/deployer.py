@@ -63,7 +63,7 @@ def main() -> int:
             autoscaler_gpus=arguments.autoscaler_gpus,
             http=http_settings(arguments),
         )
-        local = _join(arguments.ray_address)
+        local = serve_client.join(arguments.ray_address)
     except ConfigError as error:
         logger.error("%s", error)  # noqa: TRY400 - a setting is wrong, not the program
         return EXIT_CONFIG
@@ -133,24 +133,6 @@ def _keep(
                 silent = False
     finally:
         end.set()
-
-
-def _join(address: str) -> bool:
-    """Connects to the cluster or starts a local one; returns whether it is a local one.
-
-    Raises:
-        ClusterUnreachable: there is no cluster at an address that was given.
-    """
-    if address != "local":
-        try:
-            serve_client.connect(address)
-        except ClusterUnreachable:
-            if address != "auto":
-                raise
-        else:
-            return False
-    serve_client.start_local()
-    return True
 
 
 if __name__ == "__main__":

@@ -66,10 +66,9 @@ Machines = Sequence[Mapping[str, float]]
 @lru_cache(maxsize=1)
 def _machines(second: int) -> Machines:  # noqa: ARG001 - in which all scalers share one answer
     """Asks Ray, which takes it a millisecond or two."""
-    import ray
+    from cluster import serve_client  # imports Ray
 
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return [node["Resources"] for node in nodes if node["Alive"]]
+    return serve_client.node_resources()
 
 
 class Scaler:

@@ -108,6 +108,27 @@ def start_local() -> None:
     )
 
 
+def join(address: str) -> bool:
+    """Connects to the cluster or starts a local one; returns whether it is a local one.
+
+    Args:
+        address: as for `connect`, where `auto` starts one if there is none; or `local`.
+
+    Raises:
+        ClusterUnreachable: there is no cluster at an address that was given.
+    """
+    if address != "local":
+        try:
+            connect(address)
+        except ClusterUnreachable:
+            if address != "auto":
+                raise
+        else:
+            return False
+    start_local()
+    return True
+
+
 @contextmanager
 def reachable() -> Iterator[None]:
     """For commands that cannot wait for a cluster to come back.

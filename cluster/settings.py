@@ -173,15 +173,20 @@ def add_models_dir_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds `--ai-models-dir`, `--device` and `--autoscaler-gpus`: how models are served."""
-    add_models_dir_flag(parser)
+def add_device_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds `--device`."""
     add_flag(
         parser,
         "--device",
         default="auto",
         help="gpu, cpu, or auto: gpu where there is one",
     )
+
+
+def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds `--ai-models-dir`, `--device` and `--autoscaler-gpus`: how models are served."""
+    add_models_dir_flag(parser)
+    add_device_flag(parser)
     add_flag(
         parser,
         "--autoscaler-gpus",

@@ -2,13 +2,16 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deployments.errors import ModelNotFound
 from deployments.loading import choose_device, choose_dtype, find_file, find_snapshot, model_errors
+from deployments.model_files import INDEX, weight_files
 from deployments.special_models import special
+from deployments.start_up import StartUp
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +30,16 @@ class ModelFiles:
     """The file that takes the place of the pipeline's UNet."""
     vae: Path | None = None
     """The directory that takes the place of the pipeline's VAE."""
+
+    def weights(self) -> list[Path]:
+        """Returns the files with weights that are loaded."""
+        replaced = {name for name in ("unet", "vae") if getattr(self, name) is not None}
+        found = [file for file in weight_files(self.pipeline) if file.parent.name not in replaced]
+        if self.unet is not None:
+            found.append(self.unet)
+        if self.vae is not None:
+            found += weight_files(self.vae)
+        return found
 
 
 def find_files(model_id: str, models_dir: Path) -> ModelFiles:
@@ -48,7 +61,24 @@ def find_files(model_id: str, models_dir: Path) -> ModelFiles:
         raise ModelNotFound(f"{needs}{error}") from None
 
 
-def load_pipeline(factory: Any, files: ModelFiles) -> Any:
+def pipeline_class(snapshot: Path, classes: Mapping[str, str], *, otherwise: str) -> Any:
+    """Returns the diffusers class that loads these files.
+
+    Imports that class alone: diffusers' own choice, its auto pipelines, imports all that they may
+    choose from, a second or more of CPU time.
+
+    Args:
+        snapshot: with a model_index.json.
+        classes: by the class that this names.
+        otherwise: for all other models.
+    """
+    import diffusers
+
+    named = json.loads((snapshot / INDEX).read_text())["_class_name"]
+    return getattr(diffusers, classes.get(named, otherwise))
+
+
+def load_pipeline(factory: Any, files: ModelFiles, start_up: StartUp | None = None) -> Any:
     """Loads a diffusers pipeline onto this process's device.
 
     A bundled safety checker is left out: it would black images out, where the runner API only
@@ -57,9 +87,11 @@ def load_pipeline(factory: Any, files: ModelFiles) -> Any:
     Args:
         factory: a diffusers class with `from_pretrained`, `AutoPipelineForText2Image` say.
         files: the model's, from `find_files`.
+        start_up: takes the times, if somebody wants them.
     """
+    start_up = start_up or StartUp()
     device = choose_device()
-    index = json.loads((files.pipeline / "model_index.json").read_text())
+    index = json.loads((files.pipeline / INDEX).read_text())
     dtype = choose_dtype(index["_class_name"], device)
     variant = choose_variant(files.pipeline, device)
     logger.info("loading %s on %s as %s, variant %s", index["_class_name"], device, dtype, variant)
@@ -77,7 +109,10 @@ def load_pipeline(factory: Any, files: ModelFiles) -> Any:
         options["vae"] = _load_vae(files.vae, dtype=dtype)
     pipe = factory.from_pretrained(
         files.pipeline, dtype=dtype, variant=variant, local_files_only=True, **options
-    ).to(device)
+    )
+    start_up.mark("weights")
+    pipe.to(device)
+    start_up.mark("device")
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -6,7 +6,9 @@ sizes and types of single models are ai-runner's
 (runner/src/runner/pipelines/audio_to_text.py).
 """
 
+import logging
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,8 @@ from deployments.errors import BadRequest, ModelBroken
 from deployments.loading import choose_device, choose_dtype
 from deployments.replica import Replica
 from deployments.schemas.audio_to_text import AudioToTextRequest, AudioToTextResult, Chunk
+
+logger = logging.getLogger("ray.serve")
 
 CHUNK_S = 30.0
 """Whisper's window."""
@@ -63,6 +67,7 @@ class AudioToTextReplica(Replica[AudioToTextRequest, Heard, AudioToTextResult]):
         import torch
         from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, pipeline
 
+        self.imported()
         device = choose_device()
         model_id = self.args.model_id
         dtype = torch.float32 if model_id in FLOAT32_MODELS else choose_dtype("", device)
@@ -75,6 +80,7 @@ class AudioToTextReplica(Replica[AudioToTextRequest, Heard, AudioToTextResult]):
                 "Whisper family. Name a Whisper model in aiModels.json."
             )
         processor = AutoProcessor.from_pretrained(snapshot, local_files_only=True)
+        self.start_up.mark("weights")
         self._pipe: Any = pipeline(
             "automatic-speech-recognition",
             model=model.to(device).eval(),
@@ -100,6 +106,7 @@ class AudioToTextReplica(Replica[AudioToTextRequest, Heard, AudioToTextResult]):
         Raises:
             BadRequest: the file, or word timestamps of a model or a recording without them.
         """
+        began_s = time.perf_counter()
         words = request.return_timestamps == "word"
         if words and not getattr(self._pipe.model.generation_config, "alignment_heads", None):
             raise BadRequest(
@@ -139,6 +146,13 @@ class AudioToTextReplica(Replica[AudioToTextRequest, Heard, AudioToTextResult]):
         finally:
             # Word timestamps switch the model to its slowest attention, and leave it there.
             config._attn_implementation = attention
+        took_s = time.perf_counter() - began_s
+        logger.info(
+            "transcribed %.1f s of sound in %.2f s: real-time factor %.3f",
+            duration_s,
+            took_s,
+            took_s / max(duration_s, 1 / SAMPLE_RATE_HZ),
+        )
         return Heard(output=output, duration_s=duration_s)
 
     def encode(self, request: AudioToTextRequest, raw: Heard) -> AudioToTextResult:  # noqa: ARG002 (the contract of all replicas)

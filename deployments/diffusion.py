@@ -83,10 +83,16 @@ class DiffusionReplica(Replica[RequestT, RawT, ResultT]):
         """
         return find_files(self.args.model_id, self.args.models_dir).pipeline
 
+    def weights(self, snapshot: Path) -> Sequence[Path]:  # noqa: ARG002 (of several directories)
+        """Returns the weights of all repositories that the model is made of."""
+        return find_files(self.args.model_id, self.args.models_dir).weights()
+
     def load(self, snapshot: Path) -> None:
         """Loads the pipeline and, if it is there, the safety checker."""
         files = find_files(self.args.model_id, self.args.models_dir)
-        self._pipe: Any = load_pipeline(self.factory(snapshot), files)
+        factory = self.factory(snapshot)
+        self.imported()
+        self._pipe: Any = load_pipeline(factory, files, self.start_up)
         # Most pipelines decode with one; the few others go without what is done for it.
         self._vae: Any = getattr(self._pipe, "vae", None)
         self._vae_dtype = None if self._vae is None else self._vae.dtype

@@ -4,7 +4,6 @@ How parameters are treated follows ai-runner (runner/src/runner/pipelines/image_
 The answer has the input's size where the model can work on that, else the nearest it can.
 """
 
-import json
 import math
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from deployments.assembly import pipeline_class
 from deployments.batching import Share
 from deployments.diffusion import Drawing
 from deployments.errors import BadRequest
@@ -25,18 +25,23 @@ from deployments.schemas.images import MAX_SIDE, MIN_SIDE
 INSTRUCT_PIX2PIX = "StableDiffusionInstructPix2PixPipeline"
 """The pipeline class that timbrooks/instruct-pix2pix names in its model_index.json."""
 
+CLASSES = {
+    INSTRUCT_PIX2PIX: INSTRUCT_PIX2PIX,
+    "StableDiffusionPipeline": "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionXLPipeline": "StableDiffusionXLImg2ImgPipeline",
+    "StableDiffusion3Pipeline": "StableDiffusion3Img2ImgPipeline",
+    "FluxPipeline": "FluxImg2ImgPipeline",
+}
+"""By the class that a model names. Beside the first they are what diffusers' auto pipeline would
+choose, which does not know the first."""
+
 
 class ImageToImageReplica(PromptedReplica[ImageToImageRequest]):
     """Images from an image and a prompt."""
 
     def factory(self, snapshot: Path) -> Any:
         """Returns the class by the model's own word."""
-        from diffusers import AutoPipelineForImage2Image, StableDiffusionInstructPix2PixPipeline
-
-        index = json.loads((snapshot / "model_index.json").read_text())
-        if index["_class_name"] == INSTRUCT_PIX2PIX:
-            return StableDiffusionInstructPix2PixPipeline
-        return AutoPipelineForImage2Image
+        return pipeline_class(snapshot, CLASSES, otherwise="AutoPipelineForImage2Image")
 
     def load(self, snapshot: Path) -> None:
         """Loads the pipeline; instruct-pix2pix with the scheduler that the reference gives it."""

@@ -44,19 +44,18 @@ class ImageToTextReplica(Replica[ImageToTextRequest, str, ImageToTextResult]):
         import torch
         from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+        self.imported()
         config = AutoConfig.from_pretrained(snapshot, local_files_only=True)
         device = choose_device()
         dtype = choose_dtype("", device)
         # Chat models are published in bfloat16, and some of them overflow float16.
         if device.type == "cuda" and config.dtype is torch.bfloat16:
             dtype = torch.bfloat16
-        self._model: Any = (
-            AutoModelForImageTextToText.from_pretrained(
-                snapshot, dtype=dtype, local_files_only=True
-            )
-            .to(device)
-            .eval()
+        model = AutoModelForImageTextToText.from_pretrained(
+            snapshot, dtype=dtype, local_files_only=True
         )
+        self.start_up.mark("weights")
+        self._model: Any = model.to(device).eval()
         self._processor: Any = AutoProcessor.from_pretrained(snapshot, local_files_only=True)
         self._chats = bool(getattr(self._processor, "chat_template", None))
         text_config = config.get_text_config(decoder=True)

@@ -105,12 +105,15 @@ class LLMReplica(Replica[LLMRequest, Progress, LLMResult]):
         """
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+        self.imported()
         config = AutoConfig.from_pretrained(snapshot, local_files_only=True)
         device = choose_device()
         self._tokenizer: Any = AutoTokenizer.from_pretrained(snapshot, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(
             snapshot, dtype=_choose_dtype(config, device), local_files_only=True
-        ).to(device)
+        )
+        self.start_up.mark("weights")
+        model.to(device)
         try:
             self._engine = Engine(
                 model.eval(),

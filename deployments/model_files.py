@@ -6,11 +6,12 @@ name (diffusers, utils/constants.py; transformers, utils/hub.py); which, `deploy
 decides: 16 bits where a diffusers model has them.
 """
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from deployments.safety import CHECKER_ID
@@ -82,6 +83,16 @@ def files_to_load(files: Iterable[str], *, index: Mapping[str, Any] | None) -> l
         best = _OF_TRANSFORMERS if index is None else _OF_DIFFUSERS
         found += next((kinds[kind] for kind in best if kind in kinds), [])
     return sorted(found)
+
+
+def weight_files(snapshot: Path) -> list[Path]:
+    """Returns the files with the weights that a replica loads from a directory."""
+    index = snapshot / INDEX
+    files = files_to_load(
+        (str(file.relative_to(snapshot)) for file in snapshot.rglob("*")),
+        index=json.loads(index.read_text()) if index.is_file() else None,
+    )
+    return [snapshot / file for file in files if has_weights([file])]
 
 
 def has_weights(files: Iterable[str]) -> bool:

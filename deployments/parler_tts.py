@@ -38,13 +38,12 @@ class ParlerTTSReplica(TextToSpeechReplica):
         parler_tts = import_parler_tts(self.args.model_id)
         from transformers import AutoTokenizer
 
-        self._model: Any = (
-            parler_tts.ParlerTTSForConditionalGeneration.from_pretrained(
-                snapshot, local_files_only=True
-            )
-            .to(choose_device())
-            .eval()
+        self.imported()
+        model = parler_tts.ParlerTTSForConditionalGeneration.from_pretrained(
+            snapshot, local_files_only=True
         )
+        self.start_up.mark("weights")
+        self._model: Any = model.to(choose_device()).eval()
         config = self._model.config
         self.rate_hz = int(config.audio_encoder.sampling_rate)
         # Codes that the codec has no sound for: on CUDA a single one would end the process.

@@ -21,6 +21,11 @@ from deployments.schemas.text_to_image import TextToImageRequest
 from deployments.schemas.text_to_speech import TextToSpeechRequest
 from deployments.schemas.upscale import UpscaleRequest
 
+LLM_SLOTS = 16
+"""Each leaves the others their speed, while the engine's cache has room for all: with 16 on a card
+of 24 GB, of which a model of 8 billion parameters takes 16, each has some 3,000 tokens; on a CPU
+1,000. What more there are wait in the engine, where nobody can take them to another replica."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
@@ -53,6 +58,8 @@ class Pipeline:
     """Of that file; of a larger one no more is fetched."""
     model_field: str = "model_id"
     """The request's field that names the model; `model` for llm."""
+    slots: int = 1
+    """Requests that a replica works on at a time, where aiModels.json does not say."""
     variants: tuple[Variant, ...] = ()
 
     def variant(self, model_id: str) -> Variant | None:
@@ -116,6 +123,7 @@ _ALL = (
         response=responses.LLMResponse,
         replica="deployments.llm:LLMReplica",
         model_field="model",
+        slots=LLM_SLOTS,
     ),
     Pipeline(
         name="image-to-text",

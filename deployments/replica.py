@@ -36,8 +36,12 @@ from deployments.errors import (
 from deployments.hardware import GPU, own_gpus
 from deployments.loading import find_snapshot, model_errors, one_line, quiet_libraries
 from deployments.model_args import ModelArgs
+from deployments.model_files import weight_files
+from deployments.read_ahead import read_ahead
 from deployments.schemas.base import Completed, Request, Result
+from deployments.start_up import StartUp, libraries_are_there, no_garbage_collection
 from deployments.time_left import Cancelled, TimeLeft, longest
+from deployments.vitals import Vitals, read_vitals
 
 logger = logging.getLogger("ray.serve")
 
@@ -71,6 +75,7 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
     """
 
     def __init__(self, *, args: ModelArgs) -> None:
+        self.start_up = StartUp()
         self.args = args
         self.replica_id = _replica_id()
         self._device_fault: str | None = None
@@ -89,12 +94,22 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
         """
         return find_snapshot(self.args.model_id, self.args.models_dir)
 
+    def weights(self, snapshot: Path) -> Sequence[Path]:
+        """Returns the files to read before `load` asks for them."""
+        return weight_files(snapshot)
+
     @abstractmethod
     def load(self, snapshot: Path) -> None:
         """Loads the model from the directory that holds its files, in the model thread.
 
-        Whatever this raises is reported as a `ModelError`.
+        Whatever this raises is reported as a `ModelError`. Says `imported` when it has its
+        libraries, and marks `weights` in `start_up` when they are read.
         """
+
+    def imported(self) -> None:
+        """To be called by `load` between the imports and the model."""
+        self.start_up.mark("imports")
+        libraries_are_there()
 
     @abstractmethod
     def warm_up_request(self) -> RequestT:
@@ -189,6 +204,12 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
         """Tells the GPUs that this replica has, as they are now."""
         return await asyncio.to_thread(own_gpus)
 
+    async def vitals(self) -> Vitals:
+        """Returns how this replica started and what it takes; waits for a running request."""
+        return await asyncio.wrap_future(
+            self._model_executor.submit(read_vitals, self.start_up.seconds)
+        )
+
     def close(self) -> None:
         """Ends the threads; requests that wait are dropped. A process that exits needs no close."""
         self._line.close()
@@ -198,21 +219,23 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
     def _start(self) -> None:
         """Loads and warms up, in the model thread."""
         args = self.args
-        began = time.perf_counter()
         # Before the imports, so that a missing model is reported within a second.
         snapshot = self.find()
-        quiet_libraries()
-        with model_errors(args.model_id, snapshot):
-            self.load(snapshot)
-            loaded = time.perf_counter()
-            request = self.warm_up_request()
-            self.warm_up(request)
+        self.start_up.mark("find")
+        read_ahead(lambda: self.weights(snapshot))
+        with no_garbage_collection():
+            quiet_libraries()
+            with model_errors(args.model_id, snapshot):
+                self.load(snapshot)
+                self.start_up.mark("device")
+                request = self.warm_up_request()
+                self.warm_up(request)
+        self.start_up.mark("warm-up")
         logger.info(
-            "%s is ready: loaded in %.1f s, warmed up (%s) in %.1f s",
+            "%s is ready after %s, warmed up with %s",
             args.model_id,
-            loaded - began,
+            self.start_up,
             self.describe(request),
-            time.perf_counter() - loaded,
         )
 
     def _serve_next(self) -> None:

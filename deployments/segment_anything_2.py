@@ -84,12 +84,11 @@ class SegmentAnything2Replica(Replica[SegmentAnything2Request, Segmented, Segmen
                 f"(.pt) is not read. Download the rest: hf download {self.args.model_id} "
                 f"--cache-dir {self.args.models_dir}"
             )
+        self.imported()
         self._device = choose_device()
-        self._model: Any = (
-            Sam2Model.from_pretrained(snapshot, local_files_only=True, dtype="float32")
-            .to(self._device)
-            .eval()
-        )
+        model = Sam2Model.from_pretrained(snapshot, local_files_only=True, dtype="float32")
+        self.start_up.mark("weights")
+        self._model: Any = model.to(self._device).eval()
         self._input_side: int = self._model.prompt_encoder.input_image_size
         self._embeddings: EmbeddingCache[Embedded] = EmbeddingCache(
             max_entries=KEPT_IMAGES, max_bytes=KEPT_BYTES

@@ -3,20 +3,29 @@
 from pathlib import Path
 from typing import Any
 
+from deployments.assembly import pipeline_class
 from deployments.batching import Share
 from deployments.diffusion import Drawing
 from deployments.prompted import PromptedReplica
 from deployments.schemas.text_to_image import TextToImageRequest
 
+CLASSES = (
+    "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusion3Pipeline",
+    "FluxPipeline",
+)
+"""Pipeline classes that are what diffusers' auto pipeline would choose, too."""
+
 
 class TextToImageReplica(PromptedReplica[TextToImageRequest]):
     """Images from a prompt."""
 
-    def factory(self, snapshot: Path) -> Any:  # noqa: ARG002 (the same for all models)
-        """Returns diffusers' choice by the model's files."""
-        from diffusers import AutoPipelineForText2Image
-
-        return AutoPipelineForText2Image
+    def factory(self, snapshot: Path) -> Any:
+        """Returns the class by the model's own word."""
+        return pipeline_class(
+            snapshot, {name: name for name in CLASSES}, otherwise="AutoPipelineForText2Image"
+        )
 
     def warm_up_request(self) -> TextToImageRequest:
         """Returns the gateway's default size: a GPU on which that does not fit fails here."""

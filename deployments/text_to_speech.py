@@ -67,6 +67,7 @@ class TextToSpeechReplica(Replica[TextToSpeechRequest, Spoken, TextToSpeechResul
         import torch
         from transformers import AutoConfig, PreTrainedModel, pipeline
 
+        self.imported()
         device = choose_device()
         config = AutoConfig.from_pretrained(snapshot, local_files_only=True)
         half = config.model_type in HALF_PRECISION
@@ -84,6 +85,8 @@ class TextToSpeechReplica(Replica[TextToSpeechRequest, Spoken, TextToSpeechResul
             device=device,
             **parts,
         )
+        # transformers reads the weights and moves them in one call.
+        self.start_up.mark("weights")
         self.rate_hz = int(self._pipe.sampling_rate)
         self._raise_if_cancelled: Callable[[], None] = lambda: None
         # Bark takes seconds for a piece, in loops of its own that know no stopping criteria, but

@@ -43,25 +43,33 @@ def _tokenizer() -> Any:
     return fast
 
 
-def save_language_model(directory: Path) -> None:
-    """Saves a chat model of two layers, under 1 MB, that babbles in printable ASCII."""
+def save_language_model(directory: Path, **config: Any) -> None:
+    """Saves a chat model of two layers, under 1 MB, that babbles in printable ASCII.
+
+    Args:
+        directory: for its files.
+        config: what is to differ from the tiny one, for models of other sizes.
+    """
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     tokenizer = _tokenizer()
+    shape = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+    }
     model = Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=16,
             max_position_embeddings=CONTEXT_TOKENS,
             tie_word_embeddings=False,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
+            **{**shape, **config},
         )
     ).eval()
     # Random weights would say any byte; these tokens are never drawn.

@@ -22,24 +22,32 @@ def clip_tokenizer() -> Any:
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
 
 
-def clip_text_encoder(tokenizer: Any) -> Any:
-    """Returns CLIP's text encoder, for this tokenizer."""
+def clip_text_encoder(tokenizer: Any, **config: Any) -> Any:
+    """Returns CLIP's text encoder, for this tokenizer.
+
+    Args:
+        tokenizer: from `clip_tokenizer`.
+        config: what is to differ from the tiny one.
+    """
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    config = CLIPTextConfig(
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 37,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    text_config = CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=37,
         projection_dim=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
         max_position_embeddings=77,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         hidden_act="gelu",
+        **{**shape, **config},
     )
-    return CLIPTextModel(config).eval()
+    return CLIPTextModel(text_config).eval()
 
 
 def vae(levels: int = 4, latent_channels: int = 4, **config: Any) -> Any:
@@ -88,16 +96,21 @@ def unet(cross_attention_dim: int = 32, **config: Any) -> Any:
     ).eval()
 
 
-def save_stable_diffusion(directory: Path) -> None:
-    """Saves the shape of Stable Diffusion 1.5 in about 1 MB."""
+def save_stable_diffusion(directory: Path, **text_encoder: Any) -> None:
+    """Saves the shape of Stable Diffusion 1.5 in about 1 MB.
+
+    Args:
+        directory: for its files.
+        text_encoder: what is to differ from the tiny one, for models of other sizes.
+    """
     from diffusers import PNDMScheduler, StableDiffusionPipeline
 
     tokenizer = clip_tokenizer()
     StableDiffusionPipeline(
         vae=vae(),
-        text_encoder=clip_text_encoder(tokenizer),
+        text_encoder=clip_text_encoder(tokenizer, **text_encoder),
         tokenizer=tokenizer,
-        unet=unet(),
+        unet=unet(cross_attention_dim=text_encoder.get("hidden_size", 32)),
         scheduler=PNDMScheduler(
             beta_start=0.00085,
             beta_end=0.012,

@@ -4,12 +4,21 @@ import json
 import shutil
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from diffusers import AutoPipelineForText2Image, StableDiffusionPipeline
+from diffusers.pipelines import auto_pipeline
 from safetensors.torch import load_file
 
-from deployments.assembly import ModelFiles, choose_variant, find_files, load_pipeline
+from deployments import image_to_image, text_to_image
+from deployments.assembly import (
+    ModelFiles,
+    choose_variant,
+    find_files,
+    load_pipeline,
+    pipeline_class,
+)
 from deployments.errors import ModelBroken, ModelNotFound
 from deployments.special_models import LIGHTNING, SDXL_BASE, special
 from deployments.tiny_models.repository import write_repository
@@ -39,6 +48,45 @@ def test_the_variant_follows_the_files(
         (tmp_path / file).touch()
     assert choose_variant(tmp_path, CUDA) == on_gpu
     assert choose_variant(tmp_path, CPU) == on_cpu
+
+
+def test_classes_are_those_that_diffusers_would_choose() -> None:
+    text, image = (
+        auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING,
+        auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
+    )
+    for named in text_to_image.CLASSES:
+        assert auto_pipeline._get_task_class(text, named).__name__ == named
+    for named, chosen in image_to_image.CLASSES.items():
+        if named != image_to_image.INSTRUCT_PIX2PIX:
+            assert auto_pipeline._get_task_class(image, named).__name__ == chosen
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ("FluxPipeline", "FluxImg2ImgPipeline"),
+        (image_to_image.INSTRUCT_PIX2PIX, image_to_image.INSTRUCT_PIX2PIX),
+        ("KandinskyPipeline", "AutoPipelineForImage2Image"),
+    ],
+)
+def test_the_class_follows_what_the_model_names(tmp_path: Path, named: str, expected: str) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": named}))
+    found = pipeline_class(tmp_path, image_to_image.CLASSES, otherwise="AutoPipelineForImage2Image")
+    assert found is getattr(diffusers, expected)
+
+
+def test_only_what_is_loaded_is_read_ahead(lightning_dir: Path, tiny_models_dir: Path) -> None:
+    assert {file.parent.name for file in find_files(TINY_SD, tiny_models_dir).weights()} == {
+        "unet",
+        "vae",
+        "text_encoder",
+    }
+    files = find_files(f"{LIGHTNING}-4step", lightning_dir)
+    weights = files.weights()
+    assert files.unet in weights
+    assert not [file for file in weights if file.parent.name == "unet"]
+    assert {"vae", "text_encoder"} <= {file.parent.name for file in weights}
 
 
 def test_a_model_with_16_bit_files_only_runs_on_a_cpu(tiny_models_dir: Path) -> None:

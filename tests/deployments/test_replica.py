@@ -1,6 +1,8 @@
 """What all replicas share: order, health, cancellation, failures."""
 
 import asyncio
+import gc
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,5 +231,18 @@ def test_start_is_logged_with_its_times(
     tiny_models_dir: Path, serve_log: pytest.LogCaptureFixture
 ) -> None:
     EchoReplica(args=args(tiny_models_dir)).close()
-    assert "is ready: loaded in" in serve_log.text
-    assert "warmed up (7 characters) in" in serve_log.text
+    parts = "process .*, find .*, device .*, warm-up "
+    assert re.search(rf"is ready after [\d.]+ s \({parts}[\d.]+\)", serve_log.text)
+    assert "warmed up with 7 characters" in serve_log.text
+
+
+async def test_a_replica_tells_how_it_started_and_what_it_takes(replica: ObservedReplica) -> None:
+    vitals = await replica.vitals()
+    assert vitals.device == "cpu"
+    parts = ["process", "find", "imports", "weights", "device", "warm-up"]
+    assert list(vitals.start_up_s) == parts
+    assert all(seconds > 0 for seconds in vitals.start_up_s.values())
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > 0
+    assert vitals.memory_peak_bytes > 100_000_000
+    assert vitals.gpu_peak_bytes is vitals.gpu_used_bytes is None

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import machine
+from cluster import machine
 from tests.faults.report import table
 from tests.faults.run import Outcome, run
 from tests.faults.table import FAULTS, Fault

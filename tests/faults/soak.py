@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import machine
+from cluster import machine
 from tests.faults.ledger import Counts
 from tests.faults.load import callers
 from tests.faults.report import HEAD, cells

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from cluster.ai_models import AIModel, OptimizationFlags, RayOptions, load_ai_models
+from deployments.registry import PIPELINES
 from tests.cluster.ai_models.reading import Write, entry, problems, warnings
 
 DOCUMENTED = """[
@@ -122,6 +123,23 @@ def test_the_same_to_go(write: Write, fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize("capacity", [{}, {"capacity": 0}, {"capacity": None}, {"capacity": 1}])
 def test_capacity_is_one_where_none_is_given(write: Write, capacity: dict[str, Any]) -> None:
     assert load_ai_models(write([entry(**capacity)])).models[0].capacity == 1
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "options", "slots"),
+    [
+        ("llm", {}, PIPELINES["llm"].slots),
+        ("llm", {"num_gpus": 0.5}, PIPELINES["llm"].slots),
+        ("llm", {"max_ongoing_requests": 1}, 1),
+        ("llm", {"max_ongoing_requests": 64}, 64),
+        ("upscale", {}, 1),
+    ],
+)
+def test_slots_are_the_pipeline_s_where_the_entry_names_none(
+    write: Write, pipeline: str, options: dict[str, Any], slots: int
+) -> None:
+    (model,) = load_ai_models(write([entry(pipeline=pipeline, ray=options)])).models
+    assert model.ray.max_ongoing_requests == slots
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ def test_table(write: Write) -> None:
                     },
                 ),
                 entry(pipeline="llm", model_id="c/d", warm=True, url="http://h:8000", token=TOKEN),
+                entry(pipeline="llm", model_id="c/d", warm=True),
             ]
         )
     )
@@ -36,6 +37,8 @@ def test_table(write: Write) -> None:
         "text-to-image  b         no    1         -      Ray, 0.25 GPU a replica, on L40S, "
         "2 requests at a time, up to 3 replicas",
         "llm            c/d       yes   1         -      http://h:8000, with a token",
+        "llm            c/d       yes   1         -      Ray, 1 GPU a replica, "
+        "16 requests at a time",
     ]
     assert TOKEN not in repr(models)
 

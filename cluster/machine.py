@@ -2,17 +2,22 @@
 
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from PIL import features
 
+from cluster.hardware import local_gpus
+
 GIB = 1024**3
+
+LIBRARIES = ("ray", "torch", "diffusers", "transformers", "pillow", "aiohttp", "grpcio")
 
 
 def describe() -> dict[str, Any]:
-    """Returns the machine and the versions that matter, as JSON."""
+    """Returns this machine and the versions that matter, as JSON; to be asked before a run."""
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
@@ -20,9 +25,22 @@ def describe() -> dict[str, Any]:
         "load_1min_before": round(os.getloadavg()[0], 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        **{name: version(name) for name in ("ray", "torch", "pillow", "aiohttp", "grpcio")},
+        **{name: version(name) for name in LIBRARIES},
         "pillow_zlib": _pillow_zlib(),
+        "gpus": [gpu.name for gpu in local_gpus().values()],
     }
+
+
+def text(machine: Mapping[str, Any]) -> str:
+    """The description on two lines, for people."""
+    gpus = f", {len(machine['gpus'])} GPUs ({machine['gpus'][0]})" if machine["gpus"] else ""
+    return (
+        f"machine: {machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB"
+        f"{gpus}, {machine['system']}, load {machine['load_1min_before']} before the run\n"
+        f"Python {machine['python']}, "
+        + ", ".join(f"{name} {machine[name]}" for name in LIBRARIES)
+        + f"; Pillow has {machine['pillow_zlib']}"
+    )
 
 
 def _cpu_model() -> str:
