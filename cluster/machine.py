@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import features
 
-from cluster.hardware import local_gpus
+from deployments.hardware import local_gpus
 
 GIB = 1024**3
 
