@@ -40,6 +40,10 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.live_capacity
+	$(BIN)/python -m benchmarks.http_api
+	$(BIN)/python -m benchmarks.deepcache
+	$(BIN)/python -m benchmarks.batching
+	$(BIN)/python -m benchmarks.journal
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo-output bench-output .mypy_cache .ruff_cache .pytest_cache .hypothesis

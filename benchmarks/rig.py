@@ -24,15 +24,17 @@ from cluster import programs, serve_client
 from cluster.ai_models import AIModel, ModelKey, RayOptions
 from cluster.backends.ray_serve import RayBackend
 from cluster.bridge.address import Address
-from cluster.bridge.bridge import Bridge, JobRecord
+from cluster.bridge.bridge import Bridge
 from cluster.bridge.deadlines import Deadlines
 from cluster.bridge.event_stream import Stream
 from cluster.bridge.inputs import Inputs
 from cluster.bridge.job import Job
+from cluster.bridge.record import JobRecord
 from cluster.bridge.registration import WorkerRegistration
 from cluster.bridge.results import Answer, Delivery
 from cluster.capacity import Capacity, CapacityWatch, ModelCapacity
 from cluster.errors import LivepeerRayError
+from cluster.http_api import HTTPSettings
 from cluster.placement import UNBOUNDED, place
 from cluster.serve_config import serve_config
 from cluster.settings import NEWEST_KNOWN_VERSION
@@ -48,6 +50,14 @@ MODEL = AIModel(
 )
 OURS = MODEL.key
 REFERENCE = ModelKey("text-to-image", "benchmark/reference")
+
+HTTP_MODEL = AIModel(
+    pipeline="text-to-image",
+    model_id="benchmark/http",
+    warm=True,
+    ray=RayOptions(num_gpus=0, max_ongoing_requests=64),
+)
+"""For requests over HTTP, up to 64 at a time."""
 
 START_TIMEOUT_S = 120.0
 BLOCK_TIMEOUT_S = 300.0
@@ -75,24 +85,33 @@ class Timing:
         return self.total_s - self.compute_s - self.deliver_s
 
 
-def deploy(pixels: NDArray[np.uint8], *, models_dir: Path) -> None:
+def deploy(
+    pixels: NDArray[np.uint8],
+    *,
+    models_dir: Path,
+    model: AIModel = MODEL,
+    http: HTTPSettings | None = None,
+) -> None:
     """Starts a local Ray cluster with our replica on it; returns when that runs.
 
     Args:
         pixels: what it answers with.
         models_dir: an empty directory for it, to be kept until the cluster ends.
+        model: what it is called, and its slots.
+        http: the HTTP API, None for none.
 
     Raises:
         BenchmarkFailed: it does not start.
     """
-    write_model(models_dir, MODEL.model_id, pixels)
+    write_model(models_dir, model.model_id, pixels)
     serve_client.start_local()
-    config = serve_config(place([MODEL], supply=UNBOUNDED), models_dir=models_dir, gpus=False)
+    placement = place([model], supply=UNBOUNDED)
+    config = serve_config(placement, models_dir=models_dir, gpus=False, http=http)
     config["applications"][0]["import_path"] = "benchmarks.fixed_image:build"
     serve_client.deploy(config)
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
-        status = serve_client.model_status((MODEL,)).get(OURS)
+        status = serve_client.model_status((model,)).get(model.key)
         if status and status.failed:
             raise BenchmarkFailed(f"the replica does not start: {status.message}")
         if status and status.running:

@@ -10,6 +10,7 @@ It is read once, at the edge: past `load_ai_models` nobody sees the file's own f
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cluster.ai_models_entry import ParsedEntry, parse_entry
 from cluster.ai_models_source import read_entries
@@ -45,6 +46,11 @@ class AIModels:
     """What was set aside, each naming file, entry and field."""
     source: str
     """The file, or the short form itself."""
+
+    def live_runner_price(self, key: ModelKey) -> dict[str, Any] | None:
+        """What a model costs where it is a live runner, as heartbeats have it."""
+        prices = [model.ray.live_runner_price for model in self.models if model.key == key]
+        return next((price.model_dump() for price in prices if price), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +148,12 @@ def _row(model: AIModel) -> tuple[str, ...]:
         "yes" if model.warm else "no",
         str(model.capacity),
         next((name for name, enabled in flags if enabled), "-"),
-        model.url or _on_ray(model.ray),
+        _on_url(model) if model.url else _on_ray(model.ray),
     )
+
+
+def _on_url(model: AIModel) -> str:
+    return f"{model.url}, with a token" if model.token else f"{model.url}"
 
 
 def _on_ray(options: RayOptions) -> str:

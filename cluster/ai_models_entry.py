@@ -32,7 +32,9 @@ from cluster.ai_models_types import (
     RayOptions,
     word,
 )
+from deployments.model_files import DIFFUSION_PIPELINES
 from deployments.registry import PIPELINES
+from deployments.special_models import is_distilled
 
 OTHER_PIPELINES = ("live-video-to-video", "byoc")
 """Capabilities of the network that reach their containers in other ways."""
@@ -43,8 +45,6 @@ _URL = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 _PRICE = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?(?:[A-Za-z][A-Za-z0-9]*)?", re.IGNORECASE)
-_FEW_STEPS = re.compile(r"[-_](?:lightning|turbo)", re.IGNORECASE)
-"""ai-runner's test for such models (runner/src/runner/pipelines/utils/utils.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,9 +187,10 @@ class _Entry(BaseModel):
         ]
         flags = self._flags(warnings)
         ray, token = self.ray, self.token if self.token.get_secret_value() else None
-        if self.url and ray != RayOptions():
-            warnings.append("ray: ignored, the model runs at its url")
-            ray = RayOptions()
+        of_url = RayOptions(live_runner_price=ray.live_runner_price)
+        if self.url and ray != of_url:
+            warnings.append("ray: ignored but for live_runner_price, the model runs at its url")
+            ray = of_url
         if token and not self.url:
             warnings.append("token: ignored without a url")
             token = None
@@ -217,7 +218,10 @@ class _Entry(BaseModel):
         if not self.warm:
             warnings.append("optimization_flags: ignored on a cold model; set warm to true")
             return none
-        if deepcache and _FEW_STEPS.search(self.model_id):
+        if self.pipeline not in DIFFUSION_PIPELINES:
+            warnings.append("optimization_flags: ignored, they are for diffusion models")
+            return none
+        if deepcache and is_distilled(self.model_id):
             warnings.append(
                 "optimization_flags: DEEPCACHE ignored: it costs a Lightning or Turbo model "
                 "quality and gains it no time"

@@ -1,7 +1,7 @@
 """What the rest of the project knows of an aiModels.json: models, their flags and Ray options."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
@@ -36,6 +36,17 @@ def _gpu_count(value: float) -> float:
     return value
 
 
+class LiveRunnerPrice(BaseModel):
+    """What a model costs where it is a live runner on-chain (go-livepeer, LiveRunnerPriceInfo)."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    price: float = Field(gt=0, allow_inf_nan=False)
+    currency: Literal["usd"] = "usd"
+    unit: Literal["hour", "720p", "fixed"] = "hour"
+    """A `fixed` price is paid once a request."""
+
+
 class RayOptions(BaseModel):
     """The optional `ray` object of an entry: what Ray may do for this model."""
 
@@ -49,6 +60,8 @@ class RayOptions(BaseModel):
     """Requests that one replica works on at a time."""
     accelerator_type: Annotated[str, AfterValidator(word)] | None = None
     """Ray's name of a GPU model, such as A100, to which replicas are bound."""
+    live_runner_price: LiveRunnerPrice | None = None
+    """None where orchestrators are off-chain, or the worker is no live runner."""
 
 
 @dataclass(frozen=True, kw_only=True)

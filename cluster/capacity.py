@@ -1,4 +1,4 @@
-"""What the cluster can do now: a snapshot of slots per model, and the watch that yields them."""
+"""What the worker can do now: a snapshot of slots per model, and the watch that yields them."""
 
 import asyncio
 import contextlib
@@ -58,8 +58,10 @@ class ModelCapacity:
     """What one model can take at once."""
 
     slots: int
-    """Jobs at the same time, over all replicas."""
+    """Jobs at the same time, over all replicas and containers."""
     warm: bool
+    runner_version: str = ""
+    """Of external containers, the lowest; empty where there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +85,18 @@ class Capacity:
             if model.slots > before.slots:
                 added[key] = replace(model, slots=model.slots - before.slots)
         return Capacity(models=added) if other.models.keys() <= self.models.keys() else None
+
+    def plus(self, other: "Capacity") -> "Capacity":
+        """Returns both together, for models that are served in several places."""
+        models = dict(self.models)
+        for key, more in other.models.items():
+            model = models.get(key, replace(more, slots=0))
+            models[key] = replace(
+                model,
+                slots=model.slots + more.slots,
+                runner_version=more.runner_version or model.runner_version,
+            )
+        return Capacity(models=models)
 
     def __bool__(self) -> bool:
         return bool(self.models)
@@ -128,7 +142,7 @@ def capacity_of(
 
 
 class CapacityWatch:
-    """Polls Serve and yields a snapshot whenever the sums change."""
+    """Polls Serve, adds what is elsewhere, and yields a snapshot whenever the sums change."""
 
     def __init__(
         self,
@@ -137,16 +151,20 @@ class CapacityWatch:
         read_status: Callable[[Sequence[AIModel]], Mapping[ModelKey, ModelStatus]],
         interval_s: float = INTERVAL_S,
         in_flight: Callable[[], Mapping[ModelKey, int]] = dict,
+        elsewhere: Callable[[], Capacity] = Capacity,
     ) -> None:
         """Takes the models and how to ask Serve for them.
 
         Args:
-            models: the configured models.
+            models: the configured models that run on Ray.
             read_status: blocking; the status of those of the models that Serve knows, run in a
                 thread.
             interval_s: between two looks.
             in_flight: the jobs of each model.
+            elsewhere: the capacity that is not Serve's.
         """
+        self._on_ray = Capacity()
+        self._elsewhere = elsewhere
         self._models = tuple(models)
         self._read_status = read_status
         self._interval_s = interval_s
@@ -158,7 +176,7 @@ class CapacityWatch:
         self._said: dict[ModelKey, str] = {}
 
     def configure(self, models: Sequence[AIModel]) -> None:
-        """Replaces the configured models; to be called in the event loop.
+        """Replaces the configured models on Ray; to be called in the event loop.
 
         The next snapshot follows at once. What is known of models that stay is kept; models that
         go are forgotten, and with them their capacity.
@@ -170,12 +188,17 @@ class CapacityWatch:
                 del known[key]
         self._configured.set()
 
+    def slots_on_ray(self, key: ModelKey) -> int:
+        """How many of a model's slots in the last snapshot are Serve's."""
+        return self._on_ray.slots(key)
+
     async def snapshots(self) -> AsyncIterator[Capacity]:
         """Yields the capacity now and then every change, for ever."""
         last: Capacity | None = None
         while True:
             self._configured.clear()
-            capacity = await self._look()
+            self._on_ray = await self._look()
+            capacity = self._on_ray.plus(self._elsewhere())
             if capacity != last:
                 last = capacity
                 yield capacity

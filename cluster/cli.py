@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cluster.errors import ClusterUnreachable, ConfigError
+from cluster.http_api import add_http_flags, http_settings
 from cluster.settings import (
+    DRAIN_TIMEOUT_S,
     EXIT_CONFIG,
     EXIT_NO_CLUSTER,
     add_bridge_flags,
@@ -16,10 +18,17 @@ from cluster.settings import (
     add_models_dir_flag,
     add_models_flags,
     add_ray_address_flag,
+    add_register_flag,
+    add_runner_flags,
+    add_secret_flag,
     add_state_listen_flag,
     bridge_settings,
     device,
     models_dir,
+    read_secret,
+    register,
+    runner_url,
+    seconds,
     state_listen,
 )
 
@@ -52,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     start = _command(commands, "start", _start, "deploy the models and run the bridge, supervised")
     add_models_flags(start)
     add_cluster_flags(start)
+    add_http_flags(start)
     add_bridge_flags(start)
     add_log_flags(start)
 
@@ -67,6 +77,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_models_flags(serve_config)
     add_cluster_flags(serve_config)
+    add_http_flags(serve_config)
+
+    live_runner_config = _command(
+        commands,
+        "live-runner-config",
+        _live_runner_config,
+        "print the file for an orchestrator's -liveRunnerConfig",
+    )
+    add_models_flags(live_runner_config)
+    add_secret_flag(live_runner_config)
+    add_runner_flags(live_runner_config)
 
     validate = _command(commands, "validate", _validate, "check an aiModels.json")
     add_models_flags(validate)
@@ -76,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_models_flags(apply)
     add_cluster_flags(apply)
+    add_http_flags(apply)
     add_ray_address_flag(apply)
 
     status = _command(commands, "status", _status, "show models, nodes and registrations")
@@ -83,6 +105,18 @@ def _parser() -> argparse.ArgumentParser:
     add_state_listen_flag(status)
     status.add_argument("--json", action="store_true", help="as one JSON object")
     status.add_argument("--watch", action="store_true", help="again every two seconds")
+
+    drain = _command(
+        commands, "drain", _drain, "take a machine out of the cluster when its jobs are done"
+    )
+    drain.add_argument("node", help="its address, host name, or the beginning of its Ray node id")
+    add_ray_address_flag(drain)
+    add_flag(
+        drain,
+        "--drain-timeout-s",
+        default=f"{DRAIN_TIMEOUT_S:g}",
+        help="seconds for its jobs, after which the status is 1",
+    )
 
     models = commands.add_parser("models", help="fetch models").add_subparsers(
         title="commands", required=True, metavar="COMMAND"
@@ -114,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         dest="every_pipeline",
         help="a request to every pipeline, instead of three prompts to text-to-image",
     )
+    add_register_flag(demo)
     demo.add_argument(
         "--output", type=Path, default=Path("demo-output"), help="directory for what it makes"
     )
@@ -134,11 +169,14 @@ def _command(
 def _start(arguments: argparse.Namespace) -> int:
     from cluster.commands import start
 
+    http_settings(arguments)  # before anything starts
     return start.run(
         bridge_settings(arguments),
         models_dir=models_dir(arguments.ai_models_dir),
         device=device(arguments.device),
         autoscaler_gpus=arguments.autoscaler_gpus,
+        http=arguments.http,
+        http_tokens=arguments.http_tokens,
         log_json=arguments.log_json,
     )
 
@@ -173,6 +211,17 @@ def _serve_config(arguments: argparse.Namespace) -> int:
         models_dir=models_dir(arguments.ai_models_dir),
         device=device(arguments.device),
         autoscaler_gpus=arguments.autoscaler_gpus,
+        http=http_settings(arguments),
+    )
+
+
+def _live_runner_config(arguments: argparse.Namespace) -> int:
+    from cluster.commands import live_runner_config
+
+    return live_runner_config.run(
+        arguments.ai_models,
+        url=runner_url(arguments.runner_url, arguments.runner_listen),
+        secret=read_secret(arguments.orch_secret),
     )
 
 
@@ -191,6 +240,7 @@ def _apply(arguments: argparse.Namespace) -> int:
         models_dir=models_dir(arguments.ai_models_dir),
         device=device(arguments.device),
         autoscaler_gpus=arguments.autoscaler_gpus,
+        http=http_settings(arguments),
     )
 
 
@@ -202,6 +252,16 @@ def _status(arguments: argparse.Namespace) -> int:
         bridge=state_listen(arguments.state_listen),
         as_json=arguments.json,
         watch=arguments.watch,
+    )
+
+
+def _drain(arguments: argparse.Namespace) -> int:
+    from cluster.commands import drain
+
+    return drain.run(
+        arguments.node,
+        ray_address=arguments.ray_address,
+        timeout_s=seconds("--drain-timeout-s", arguments.drain_timeout_s, minimum_s=0),
     )
 
 
@@ -217,7 +277,6 @@ def _download(arguments: argparse.Namespace) -> int:
 
 def _orchestrator(arguments: argparse.Namespace) -> int:
     from cluster.commands import orchestrator
-    from cluster.settings import read_secret
 
     return orchestrator.run(
         listen=arguments.listen,
@@ -234,7 +293,11 @@ def _tiny_models(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from cluster.commands import demo
 
-    return demo.run(arguments.output, every_pipeline=arguments.every_pipeline)
+    return demo.run(
+        arguments.output,
+        every_pipeline=arguments.every_pipeline,
+        register=register(arguments.register),
+    )
 
 
 if __name__ == "__main__":

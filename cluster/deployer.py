@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import ray
@@ -23,6 +24,7 @@ import ray
 from cluster import logs, serve_client
 from cluster.ai_models_watch import LOOK_S, AIModelsWatch
 from cluster.errors import ClusterUnreachable, ConfigError
+from cluster.http_api import TOKENS_VARIABLE, add_http_flags, http_settings
 from cluster.reconcile import Reconciler
 from cluster.settings import (
     EXIT_CONFIG,
@@ -48,7 +50,10 @@ def main() -> int:
     parser.add_argument("--log-json", action="store_true")
     add_models_flags(parser)
     add_cluster_flags(parser)
+    add_http_flags(parser)
     arguments = parser.parse_args()
+    # A local Ray cluster hands our environment on to every replica.
+    os.environ.pop(TOKENS_VARIABLE, None)
     logs.configure(as_json=arguments.log_json)
     try:
         watch = AIModelsWatch(arguments.ai_models, last_good=arguments.last_good)
@@ -56,6 +61,7 @@ def main() -> int:
             models_dir=models_dir(arguments.ai_models_dir),
             device=device(arguments.device),
             autoscaler_gpus=arguments.autoscaler_gpus,
+            http=http_settings(arguments),
         )
         local = _join(arguments.ray_address)
     except ConfigError as error:
@@ -72,8 +78,19 @@ def main() -> int:
         signal.signal(number, lambda *_: end.set())
     signal.signal(signal.SIGHUP, lambda *_: again.set())
     listen_to_the_supervisor(read_again=again.set, end=end.set)
+
+    def read_again() -> None:
+        try:
+            if http := http_settings(arguments):
+                reconciler.renew_tokens(http.tokens)
+        except ConfigError as error:
+            logger.error("%s; the tokens stay as they are", error)  # noqa: TRY400 - as above
+
     keeping = threading.Thread(
-        target=_keep, args=(watch, reconciler), kwargs={"again": again, "end": end}, daemon=True
+        target=_keep,
+        args=(watch, reconciler, read_again),
+        kwargs={"again": again, "end": end},
+        daemon=True,
     )
     keeping.start()
     end.wait()
@@ -86,7 +103,12 @@ def main() -> int:
 
 
 def _keep(
-    watch: AIModelsWatch, reconciler: Reconciler, *, again: threading.Event, end: threading.Event
+    watch: AIModelsWatch,
+    reconciler: Reconciler,
+    read_again: Callable[[], None],
+    *,
+    again: threading.Event,
+    end: threading.Event,
 ) -> None:
     """Goes on until the end, and brings it about when it fails: then we are started again."""
     silent = False
@@ -97,6 +119,8 @@ def _keep(
             if end.is_set():
                 return
             watch.look(again=asked)
+            if asked:
+                read_again()
             try:
                 reconciler.step(watch.current.models, retry_failed=asked)
             except Exception as error:  # noqa: BLE001 - whatever Ray raises while it restarts

@@ -3,19 +3,32 @@
     LivepeerRayError                      deployments/errors.py
     ├── ReplicaError                      raised in a replica; .http_status
     │   ├── BadRequest                      400
+    │   │   └── UnsupportedMedia            415
     │   ├── InferenceFailed                 500
     │   └── ReplicaBroken                   503
+    ├── Refused                           deployments/ingress/errors.py; .http_status
+    │   ├── WrongModel                      400
+    │   ├── Unauthorized                    401
+    │   ├── NotServed                       404
+    │   ├── TooLarge                        413
+    │   └── Overloaded                      503
+    │       └── ReplicaGone                 another one can run the request
     ├── ModelError                        a replica that cannot load
     │   ├── ModelNotFound
     │   └── ModelBroken
-    ├── JobError                          how a job is answered; .http_status, .network_text()
+    ├── JobError                          how a job is answered; .kind, .network_text()
     │   ├── JobRejected                     400  nobody could serve it
     │   ├── InsufficientCapacity            503  somebody else should
     │   │   └── ReplicaLost                       or another replica of ours; .dead
     │   └── JobFailed                       500  our fault
-    │       └── DeadlinePassed              504
+    │       ├── DeadlinePassed              504
+    │       └── ContainerRefused                 a container's own status
     ├── ConfigError                       the operator has to change something; exit status 2
     │   └── AIModelsError                   .problems
+    ├── ContainerError                    an external container
+    │   ├── NotHealthy                      a check that failed
+    │   │   └── NoAnswer                      in time
+    │   └── ReportedError                   in the middle of a stream
     ├── ClusterUnreachable                no Ray cluster; exit status 4, worth another try
     ├── DownloadFailed                    a model that could not be fetched
     └── RegistrationError                 this attempt to register failed; retried unless fatal
@@ -47,6 +60,8 @@ __all__ = [
     "BadRequest",
     "ClusterUnreachable",
     "ConfigError",
+    "ContainerError",
+    "ContainerRefused",
     "DeadlinePassed",
     "DownloadFailed",
     "FingerprintMismatch",
@@ -60,12 +75,15 @@ __all__ = [
     "ModelBroken",
     "ModelError",
     "ModelNotFound",
+    "NoAnswer",
+    "NotHealthy",
     "OrchestratorRefused",
     "OrchestratorUnreachable",
     "RegistrationError",
     "ReplicaBroken",
     "ReplicaError",
     "ReplicaLost",
+    "ReportedError",
 ]
 
 
@@ -76,19 +94,24 @@ MAX_REASON_CHARS = 1_000
 class JobError(LivepeerRayError):
     """A job that is answered with an error."""
 
-    http_status: ClassVar[int]
+    http_status: int
+    kind: ClassVar[str]
+    """For metrics."""
     _text: ClassVar[str]
 
     def network_text(self, pipeline: str) -> str:
-        """Returns the words for the orchestrator, one line."""
-        why = " ".join(str(self).split())[:MAX_REASON_CHARS]
-        return self._text.format(pipeline=pipeline, why=why)
+        """Returns the words for the orchestrator, one line; it is logged as it is."""
+        # What a stranger sent may be quoted in it, and a terminal may obey it.
+        printable = "".join(char if char.isprintable() else " " for char in str(self))
+        why = " ".join(printable.split())[:MAX_REASON_CHARS]
+        return self._text.format(pipeline=pipeline, status=self.http_status, why=why)
 
 
 class JobRejected(JobError):
     """Nobody could serve this job: the caller gets the reason and no other worker is tried."""
 
     http_status = 400
+    kind = "rejected"
     _text = "{pipeline} container returned 400: {why}"
 
 
@@ -96,6 +119,7 @@ class InsufficientCapacity(JobError):
     """Not here, not now: another orchestrator is tried and ours is not suspended."""
 
     http_status = 503
+    kind = "insufficient_capacity"
     _text = "insufficient capacity: {why}"
 
 
@@ -118,6 +142,7 @@ class JobFailed(JobError):
     """Our failure: another orchestrator is tried and the gateway suspends ours."""
 
     http_status = 500
+    kind = "failed"
     _text = "{pipeline} container returned 500: {why}"
 
 
@@ -125,6 +150,18 @@ class DeadlinePassed(JobFailed):
     """The job was not finished within its deadline."""
 
     http_status = 504
+    kind = "deadline_passed"
+
+
+class ContainerRefused(JobFailed):
+    """An external container refused the job in a way of its own, which is passed on."""
+
+    _text = "{pipeline} container returned {status}: {why}"
+
+    def __init__(self, message: str, *, http_status: int) -> None:
+        """Takes the container's words and its status."""
+        super().__init__(message)
+        self.http_status = http_status
 
 
 class ConfigError(LivepeerRayError):
@@ -138,6 +175,22 @@ class AIModelsError(ConfigError):
         """Takes the problems, each naming file, entry and field."""
         super().__init__("\n".join(problems))
         self.problems = tuple(problems)
+
+
+class ContainerError(LivepeerRayError):
+    """What an external container does in place of working; the text is for operators."""
+
+
+class NotHealthy(ContainerError):
+    """A health check failed."""
+
+
+class NoAnswer(NotHealthy):
+    """It did not answer in time: it hangs, or it is busy."""
+
+
+class ReportedError(ContainerError):
+    """It ended a stream with an error; the text is the container's."""
 
 
 class ClusterUnreachable(LivepeerRayError):

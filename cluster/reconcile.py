@@ -12,15 +12,19 @@ running jobs are finished by Serve, whose replicas shut down gracefully (`deploy
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cluster import serve_client
 from cluster.ai_models import AIModel
+from cluster.errors import ConfigError
+from cluster.http_api import HTTPSettings
 from cluster.placement import UNBOUNDED, Lacking, Placement, place
 from cluster.serve_config import app_name, on_ray, serve_config
 from cluster.settings import Device
 from cluster.supply import autoscaler_most, known_most, supply
+from deployments.ingress.config import Token
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +42,7 @@ class Reconciler:
         models_dir: Path,
         device: Device,
         autoscaler_gpus: str | None = None,
+        http: HTTPSettings | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Deploys nothing yet; see `step`.
@@ -46,6 +51,7 @@ class Reconciler:
             models_dir: Hugging Face cache, at the same path on every node.
             device: where models run.
             autoscaler_gpus: the setting of that name (`cluster.supply`).
+            http: the HTTP API, None for none.
             clock: in seconds.
 
         Raises:
@@ -55,6 +61,7 @@ class Reconciler:
         self._device = device
         autoscaler_most(autoscaler_gpus)
         self._autoscaler_gpus = autoscaler_gpus
+        self._http, self._http_checked = http, False
         self._clock = clock
         self._gpus: bool | None = None
         self._lacking: tuple[Lacking, ...] = ()
@@ -62,6 +69,7 @@ class Reconciler:
         self._leaving: dict[str, float] = {}
         """Since when they are not wanted any more."""
         self._retried: set[str] = set()
+        self._too_early = False
 
     def step(self, models: Sequence[AIModel], *, retry_failed: bool = False) -> bool:
         """Deploys if the cluster is not as it should be.
@@ -78,15 +86,22 @@ class Reconciler:
         Raises:
             RayError: the cluster does not answer.
         """
+        if not self._http_checked:
+            self._http, self._http_checked = _usable(self._http), True
         placement = self._place(models)
         config = serve_config(
             placement,
             models_dir=self._models_dir,
             gpus=bool(self._gpus),
             autoscaler_gpus=self._autoscaler_gpus,
+            http=self._http,
         )
         wanted = {application["name"] for application in config["applications"]}
+        alive = {node["NodeID"] for node in serve_client.nodes()}
         there = serve_client.details()["applications"]
+        # Serve sees a second later that a machine is lost. Told before to have fewer replicas, it
+        # may well end those that are left.
+        self._too_early = not _nodes_of_replicas(there) <= alive
         config["applications"] += self._staying(wanted, there)
         if retry_failed:
             self._retried |= _given_up(models)
@@ -97,12 +112,18 @@ class Reconciler:
             for application in config["applications"]
             if application["name"] not in self._retried
         ]
-        if config == self._deployed and wanted - self._retried <= there.keys():
+        unchanged = config == self._deployed and wanted - self._retried <= there.keys()
+        if unchanged or self._too_early:
             return False
         self._say(config, there)
         serve_client.deploy(config)
         self._deployed = config
         return True
+
+    def renew_tokens(self, tokens: tuple[Token, ...]) -> None:
+        """Has the next step deploy other tokens of the HTTP API."""
+        if self._http is not None:
+            self._http = replace(self._http, tokens=tokens)
 
     def _say(self, config: Mapping[str, Any], there: Mapping[str, Any]) -> None:
         ours = (
@@ -119,8 +140,8 @@ class Reconciler:
 
     @property
     def waiting(self) -> bool:
-        """Whether applications are to be removed, before the cluster is as it should be."""
-        return bool(self._leaving or self._retried)
+        """Whether a further step is needed, before the cluster is as it should be."""
+        return bool(self._leaving or self._retried or self._too_early)
 
     def _staying(self, wanted: set[str], there: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The applications that have to leave, and may stay a little longer."""
@@ -159,10 +180,32 @@ class Reconciler:
         return placement
 
 
+def _usable(http: HTTPSettings | None) -> HTTPSettings | None:
+    """None where it cannot be had, which stops nothing else."""
+    if http is not None:
+        try:
+            serve_client.check_http(http)
+        except ConfigError as error:
+            logger.error("no HTTP API: %s", error)  # noqa: TRY400 - a setting is wrong, not us
+            return None
+    return http
+
+
 def _given_up(models: Sequence[AIModel]) -> set[str]:
     """Applications that Serve starts no more. Some serve all the same, on what they have."""
     return {
         app_name(key)
         for key, status in serve_client.model_status(on_ray(models)).items()
         if status.state == "DEPLOY_FAILED" and not status.running
+    }
+
+
+def _nodes_of_replicas(applications: Mapping[str, Any]) -> set[str]:
+    """The machines on which Serve believes replicas to be."""
+    return {
+        node_id
+        for application in applications.values()
+        for deployment in application["deployments"].values()
+        for replica in deployment["replicas"]
+        if (node_id := replica.get("node_id"))
     }

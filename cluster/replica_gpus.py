@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.ai_models import ModelKey
 from cluster.capacity import ModelStatus
-from cluster.hardware import GPU, local_gpus, own_gpu_ids
+from deployments.hardware import GPU, local_gpus, own_gpu_ids
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ holds it, and outlives the bridge. It scales
 """
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 from weakref import WeakValueDictionary
 
@@ -107,7 +107,7 @@ class Scaler:
         self._sustained_s = sustained_s
         self._idle_s = idle_s
         self._target = 0
-        self._asked_at = time.time()
+        self._asked_at = monotonic()
         self._busy_since: float | None = None
         self._idle_since: float | None = None
         self._looked_at = 0.0
@@ -115,7 +115,8 @@ class Scaler:
 
     def __call__(self, context: "AutoscalingContext") -> tuple[int, dict[str, Any]]:
         """Decides on the number of replicas; Serve keeps it within the model's bounds."""
-        now = context.current_time or time.time()
+        # Not the context's: that is the time of day, which may be set.
+        now = monotonic()
         self._asked_at = now
         self._target = context.target_num_replicas
         wanted = max(self._wanted(context), context.capacity_adjusted_min_replicas)

@@ -16,6 +16,7 @@ import ray
 from ray._private.authentication.authentication_token_setup import (
     maybe_enable_token_auth_if_token_available,
 )
+from ray._private.state import state
 from ray.exceptions import RayError
 from ray.serve._private.api import serve_start
 from ray.serve.config import gRPCOptions
@@ -26,9 +27,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.ai_models import AIModel, ModelKey
 from cluster.capacity import AT_WORK, ModelStatus
 from cluster.cold import Scaling, room_beside_the_warm
-from cluster.errors import ClusterUnreachable
+from cluster.errors import ClusterUnreachable, ConfigError
+from cluster.http_api import HTTPSettings, is_taken
 from cluster.placement import Room
 from cluster.serve_config import app_name
+from cluster.settings import host_port
 from deployments.model_args import DEPLOYMENT
 
 logger = logging.getLogger(__name__)
@@ -50,7 +53,7 @@ def connect(address: str) -> None:
         ClusterUnreachable: there is none, or it does not let us in.
     """
     if address != "auto":
-        _check_that_somebody_listens(address)
+        check_that_somebody_listens(address)
     # Ray authenticates drivers by a token and, where the address is given as HOST:PORT, sends
     # none unless it is told to. With a token on this machine we send it.
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
@@ -63,11 +66,14 @@ def connect(address: str) -> None:
             configure_logging=False,
         )
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        raise _no_cluster(address, error) from error
+        raise no_cluster(address, error) from error
 
 
-def _check_that_somebody_listens(address: str) -> None:
+def check_that_somebody_listens(address: str) -> None:
     """Ray itself needs two minutes to say that nobody does.
+
+    Args:
+        address: `HOST:PORT` of a GCS.
 
     Raises:
         ClusterUnreachable: nobody does, or it is no address.
@@ -76,10 +82,11 @@ def _check_that_somebody_listens(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=LISTENING_TIMEOUT_S).close()
     except (OSError, ValueError) as error:
-        raise _no_cluster(address, error) from error
+        raise no_cluster(address, error) from error
 
 
-def _no_cluster(address: str, error: Exception) -> ClusterUnreachable:
+def no_cluster(address: str, error: Exception) -> ClusterUnreachable:
+    """Says what to do about it."""
     return ClusterUnreachable(
         f"no Ray cluster at {address!r} ({error}); start one with `ray start --head` or "
         "`ray up`, or let `livepeer-ray start` start a local one"
@@ -117,8 +124,8 @@ def reachable() -> Iterator[None]:
 
 
 def node_resources() -> list[dict[str, float]]:
-    """Ray's resources of each machine that is alive."""
-    return [node["Resources"] for node in nodes()]
+    """Ray's resources of each machine that takes work: is alive, and not being drained."""
+    return [node["Resources"] for node in nodes() if not node["Draining"]]
 
 
 def deploy(config: Mapping[str, Any]) -> None:
@@ -137,6 +144,39 @@ def deploy(config: Mapping[str, Any]) -> None:
     for name in sorted(details()["applications"].keys() - names):
         logger.warning("removing the application %s", name)
     client.deploy_apps(schema)
+
+
+def check_http(http: HTTPSettings) -> None:
+    """Says so where Serve's proxies will not listen as they should. To be asked before `deploy`.
+
+    They are started with Serve: a Serve that runs goes on with those that it has.
+
+    Raises:
+        ConfigError: they will not listen at all.
+    """
+    there = details()
+    if "proxy_location" not in there:
+        if _on_the_head() and is_taken(http.host, http.port):
+            raise ConfigError(
+                f"--http {host_port((http.host, http.port))}: somebody else listens there"
+            )
+        return
+    if _text(there["proxy_location"]) == "Disabled":
+        raise ConfigError("Serve runs without HTTP, and would have to be shut down to change that")
+    options = there["http_options"]
+    if (options["host"], options["port"]) != (http.host, http.port):
+        logger.warning(
+            "Serve's HTTP listens on %s, and will until it is shut down",
+            host_port((options["host"], options["port"])),
+        )
+
+
+def _on_the_head() -> bool:
+    """Whether this process is on the machine where Serve's proxy will be."""
+    here = ray.get_runtime_context().get_node_id()
+    return any(
+        node["NodeID"] == here and "node:__internal_head__" in node["Resources"] for node in nodes()
+    )
 
 
 def details() -> dict[str, Any]:
@@ -172,8 +212,9 @@ def model_status(models: Sequence[AIModel]) -> dict[ModelKey, ModelStatus]:
 
 
 def nodes() -> list[dict[str, Any]]:
-    """Those machines of Ray's table that are alive, each with NodeID, Resources and more."""
-    return [node for node in _nodes() if node["Alive"]]
+    """The machines that are alive as Ray's table has them, and whether each is `Draining`."""
+    draining = state.get_draining_nodes()
+    return [{**node, "Draining": node["NodeID"] in draining} for node in _nodes() if node["Alive"]]
 
 
 def on_every_node(
@@ -191,6 +232,8 @@ def on_every_node(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
         ).remote(*arguments, **named): node
         for node in nodes()
+        # Ray places nothing on one that is drained.
+        if not node["Draining"]
     }
     while running:
         (done,), _ = ray.wait(list(running))

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from cluster.ai_models import AIModel, ModelKey
+from cluster.http_api import HTTPSettings, http_options, ingress
 from cluster.placement import Placement, Served
 from cluster.scaling import LOOK_BACK_S, REPORT_S, Scaler
 from deployments.model_args import DEPLOYMENT, ModelArgs
@@ -52,7 +53,12 @@ def on_ray(models: Sequence[AIModel]) -> tuple[AIModel, ...]:
 
 
 def serve_config(
-    placement: Placement, *, models_dir: Path, gpus: bool, autoscaler_gpus: str | None = None
+    placement: Placement,
+    *,
+    models_dir: Path,
+    gpus: bool,
+    autoscaler_gpus: str | None = None,
+    http: HTTPSettings | None = None,
 ) -> dict[str, Any]:
     """Renders the config.
 
@@ -61,15 +67,16 @@ def serve_config(
         models_dir: Hugging Face cache, at the same path on every node.
         gpus: whether the cluster has GPUs; without, models run on its CPUs.
         autoscaler_gpus: the setting of that name (`cluster.supply`).
+        http: the HTTP API, None for none.
     """
-    config: dict[str, Any] = {
-        # Jobs come through deployment handles, so that no HTTP proxy has to run.
-        "proxy_location": "Disabled",
-        "applications": [
-            _application(served, models_dir, gpus=gpus, autoscaler_gpus=autoscaler_gpus)
-            for served in placement.served
-        ],
-    }
+    applications = [
+        _application(served, models_dir, gpus=gpus, autoscaler_gpus=autoscaler_gpus)
+        for served in placement.served
+    ]
+    if http:
+        names = [application["name"] for application in applications]
+        applications.append(ingress(http, list(zip(names, placement.served, strict=True))))
+    config: dict[str, Any] = {**http_options(http), "applications": applications}
     if gpus:
         config["controller_options"] = {"runtime_env": {"env_vars": PACK}}
     return config

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
@@ -34,7 +35,12 @@ NEWEST_KNOWN_VERSION = "0.9.1"
 
 GRACE_S = 120.0
 
+DRAIN_TIMEOUT_S = 600.0
+"""As long as a replica that leaves is given for its jobs (deployments.app)."""
+
 STATE_LISTEN = "127.0.0.1:4935"
+
+RUNNER_LISTEN = "127.0.0.1:4936"
 
 
 class Device(StrEnum):
@@ -58,6 +64,34 @@ class Orchestrator:
     """SHA-256 of its certificate, lowercase hex; None to trust the one that it presents."""
 
 
+class Register(StrEnum):
+    """How the cluster becomes a worker of an orchestrator."""
+
+    WORKER = "worker"
+    """Over gRPC, as a remote AI worker."""
+    LIVE_RUNNER = "live-runner"
+    """By heartbeats; requests come over HTTP."""
+    STATIC_RUNNER = "static-runner"
+    """Not at all: the orchestrator's own file names us; requests come over HTTP."""
+    BOTH = "both"
+    """The first two."""
+
+    @property
+    def as_worker(self) -> bool:
+        """Whether over gRPC."""
+        return self in (Register.WORKER, Register.BOTH)
+
+    @property
+    def as_live_runner(self) -> bool:
+        """Whether by heartbeats."""
+        return self in (Register.LIVE_RUNNER, Register.BOTH)
+
+    @property
+    def over_http(self) -> bool:
+        """Whether requests come over HTTP."""
+        return self is not Register.WORKER
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BridgeSettings:
     """What the bridge needs."""
@@ -75,6 +109,11 @@ class BridgeSettings:
     """Where the bridge tells its state; None for nowhere."""
     state_dir: Path
     """For what a bridge leaves to the next one."""
+    register: Register = Register.WORKER
+    runner_listen: tuple[str, int]
+    """Where a bridge that is a live runner takes requests."""
+    runner_url: str
+    """How orchestrators reach that."""
 
     def environment(self) -> dict[str, str]:
         """These settings as variables for a child, which keeps the secret off command lines."""
@@ -89,6 +128,9 @@ class BridgeSettings:
             "GRACE_S": str(self.grace_s),
             "STATE_DIR": str(self.state_dir),
             "STATE_LISTEN": host_port(self.state_listen) if self.state_listen else "none",
+            "REGISTER": self.register,
+            "RUNNER_LISTEN": host_port(self.runner_listen),
+            "RUNNER_URL": self.runner_url,
         }
         return {ENVIRONMENT_PREFIX + name: value for name, value in values.items()}
 
@@ -182,12 +224,7 @@ def add_bridge_flags(parser: argparse.ArgumentParser) -> None:
     """Adds what `bridge_settings` reads."""
     add_ray_address_flag(parser)
     add_flag(parser, "--orch-addr", help="HOST:PORT of the orchestrator; of several, with commas")
-    add_flag(
-        parser,
-        "--orch-secret",
-        help="its -orchSecret, or a file with it; better a file or the variable than the "
-        "command line, which every user of the machine can read",
-    )
+    add_secret_flag(parser)
     add_flag(
         parser,
         "--orch-fingerprint",
@@ -216,6 +253,44 @@ def add_bridge_flags(parser: argparse.ArgumentParser) -> None:
         parser, "--grace-s", default=f"{GRACE_S:g}", help="seconds for running jobs at the end"
     )
     add_state_listen_flag(parser)
+    add_register_flag(parser)
+    add_runner_flags(parser)
+
+
+def add_secret_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds `--orch-secret`."""
+    add_flag(
+        parser,
+        "--orch-secret",
+        help="its -orchSecret, or a file with it; better a file or the variable than the "
+        "command line, which every user of the machine can read",
+    )
+
+
+def add_register_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds `--register`."""
+    add_flag(
+        parser,
+        "--register",
+        default=Register.WORKER,
+        help="worker (gRPC), live-runner (heartbeats), both, or static-runner (the orchestrator's "
+        "-liveRunnerConfig names us)",
+    )
+
+
+def add_runner_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds `--runner-listen` and `--runner-url`."""
+    add_flag(
+        parser,
+        "--runner-listen",
+        default=RUNNER_LISTEN,
+        help="HOST:PORT on which a live runner takes the orchestrator's requests",
+    )
+    add_flag(
+        parser,
+        "--runner-url",
+        help="how the orchestrator reaches that, if not as http://RUNNER_LISTEN",
+    )
 
 
 def bridge_settings(arguments: argparse.Namespace) -> BridgeSettings:
@@ -233,10 +308,34 @@ def bridge_settings(arguments: argparse.Namespace) -> BridgeSettings:
         orch_secret=read_secret(arguments.orch_secret),
         advertise_version=_version(arguments.advertise_version),
         deadlines=Deadlines.parse(arguments.deadline_s),
-        grace_s=_seconds("--grace-s", arguments.grace_s, minimum_s=0),
+        grace_s=seconds("--grace-s", arguments.grace_s, minimum_s=0),
         state_listen=state_listen(arguments.state_listen),
         state_dir=_directory("--state-dir", arguments.state_dir),
+        register=register(arguments.register),
+        runner_listen=listen_address("--runner-listen", arguments.runner_listen),
+        runner_url=runner_url(arguments.runner_url, arguments.runner_listen),
     )
+
+
+def runner_url(value: str | None, listen: str) -> str:
+    """Reads `--runner-url`, without a final slash.
+
+    Raises:
+        ConfigError: it is not an absolute http(s) url, or is missing where the address that is
+            listened on says nothing to others.
+    """
+    host, port = listen_address("--runner-listen", listen)
+    if not value:
+        if host in ("0.0.0.0", "::"):
+            raise ConfigError(
+                f"--runner-url is missing: orchestrators cannot reach {host}; give the address "
+                f"that they can, such as http://10.0.0.5:{port}"
+            )
+        return f"http://{host_port((host, port))}"
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+        raise ConfigError(f"--runner-url: want http(s)://HOST:PORT, got {value!r}")
+    return value.rstrip("/")
 
 
 def state_listen(value: str) -> tuple[str, int] | None:
@@ -295,6 +394,18 @@ def device(value: str) -> Device:
         raise ConfigError(f"--device: want gpu, cpu or auto, got {value!r}") from None
 
 
+def register(value: str) -> Register:
+    """Reads `--register`.
+
+    Raises:
+        ConfigError: it is none of the ways that there are.
+    """
+    try:
+        return Register(value)
+    except ValueError:
+        raise ConfigError(f"--register: want {', '.join(Register)}, got {value!r}") from None
+
+
 def read_secret(value: str | None) -> SecretStr:
     """Returns the secret itself or, if the value names a file, what is in that file.
 
@@ -303,7 +414,7 @@ def read_secret(value: str | None) -> SecretStr:
     """
     if not value:
         raise ConfigError("--orch-secret is missing: the orchestrator's -orchSecret, or its file")
-    if path := _existing_file(value):
+    if path := existing_file(value):
         try:
             value = path.read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
@@ -315,7 +426,7 @@ def read_secret(value: str | None) -> SecretStr:
     return SecretStr(value)
 
 
-def _existing_file(value: str) -> Path | None:
+def existing_file(value: str) -> Path | None:
     """The file of that name; None where the value is no path, or one to nothing."""
     try:
         path = Path(value).expanduser()
@@ -355,11 +466,16 @@ def _version(value: str) -> str:
     return value.removeprefix("v")
 
 
-def _seconds(flag: str, value: str, *, minimum_s: float) -> float:
+def seconds(flag: str, value: str, *, minimum_s: float) -> float:
+    """Reads a duration.
+
+    Raises:
+        ConfigError: it is no number, less than the minimum, or over a day.
+    """
     try:
-        seconds = float(value)
+        number = float(value)
     except ValueError:
-        seconds = -1.0
-    if not minimum_s <= seconds < 86_400:
+        number = -1.0
+    if not minimum_s <= number < 86_400:
         raise ConfigError(f"{flag}: want seconds, at least {minimum_s:g}, got {value!r}")
-    return seconds
+    return number

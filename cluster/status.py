@@ -28,12 +28,13 @@ def document(
 
     Args:
         applications: Serve's, as the controller tells of them.
-        nodes: Ray's table of the machines that are alive.
+        nodes: the machines that are alive, as `serve_client.nodes` tells of them.
         bridge: what a bridge answers to `GET /state`; None without one.
     """
     models = [model for name, app in applications.items() if (model := _model(name, app))]
     return {
         "models": _with_bridge(models, bridge),
+        "containers": None if bridge is None else bridge["containers"],
         "nodes": [_node(node, applications) for node in nodes],
         "orchestrators": None if bridge is None else bridge["registrations"],
     }
@@ -76,6 +77,7 @@ def _with_bridge(models: list[Document], bridge: Mapping[str, Any] | None) -> li
     if bridge is None:
         return [{**model, "in_flight": None, "advertised": None} for model in models]
     served = {_key(model): model for model in bridge["models"]}
+    external = set(map(_key, bridge["containers"]))
     advertised: dict[tuple[str, str], int] = {}
     for registration in bridge["registrations"]:
         for model in registration["advertised"]:
@@ -85,7 +87,7 @@ def _with_bridge(models: list[Document], bridge: Mapping[str, Any] | None) -> li
         {
             "pipeline": model["pipeline"],
             "model_id": model["model_id"],
-            "state": "NOT_DEPLOYED",
+            "state": "EXTERNAL" if key in external else "NOT_DEPLOYED",
             "message": "",
             "warm": model["warm"],
             "wanted": 0,
@@ -120,8 +122,10 @@ def _node(node: Mapping[str, Any], applications: Mapping[str, Any]) -> Document:
         if replica.get("node_id") == node["NodeID"]
     ]
     return {
+        "id": node["NodeID"],
         "address": node["NodeManagerAddress"],
         "hostname": node["NodeManagerHostname"],
+        "draining": node["Draining"],
         "gpus": node["Resources"].get("GPU", 0),
         "gpu_type": gpu_node(node["Resources"]).accelerator_type,
         "gpus_taken": sum(replica["gpus"] for replica in replicas),
@@ -144,6 +148,9 @@ def table(status: Document) -> str:
         ("PIPELINE", "MODEL", "WARM", "REPLICAS", "SLOTS", "IN FLIGHT", "ADVERTISED", "STATE"),
         [_model_row(model) for model in status["models"]],
     )
+    if status["containers"]:
+        heading = ("CONTAINER", "MODEL", "SLOTS", "IN FLIGHT", "RUNNER", "GPUS", "STATE")
+        lines += ["", *_aligned(heading, map(_container_row, status["containers"]))]
     lines += ["", *_aligned(("NODE", "GPUS", "REPLICAS"), map(_node_row, status["nodes"]))]
     if status["orchestrators"] is not None:
         rows = [
@@ -179,6 +186,18 @@ def _model_row(model: Document) -> tuple[str, ...]:
     )
 
 
+def _container_row(container: Document) -> tuple[str, ...]:
+    return (
+        container["url"],
+        f"{container['pipeline']} {container['model_id']}",
+        str(container["slots"]),
+        str(container["in_flight"]),
+        container["runner_version"] or "?",
+        ", ".join(container["gpus"]) or "?",
+        container["detail"] or "ready",
+    )
+
+
 def _node_row(node: Document) -> tuple[str, ...]:
     counted: dict[str, int] = {}
     for replica in node["replicas"]:
@@ -190,7 +209,8 @@ def _node_row(node: Document) -> tuple[str, ...]:
     if node["gpus"] and node["gpu_type"]:
         gpus += f", {node['gpu_type']}"
     held = [f"{count} x {name}" for name, count in counted.items()]
-    return f"{node['hostname']} ({node['address']})", gpus, ", ".join(held) or "-"
+    name = f"{node['hostname']} ({node['address']}){', draining' if node['draining'] else ''}"
+    return name, gpus, ", ".join(held) or "-"
 
 
 def _number(value: int | None) -> str:

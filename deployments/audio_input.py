@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.errors import BadRequest
+from deployments.errors import BadRequest, UnsupportedMedia
 
 SAMPLE_RATE_HZ = 16_000
 """What speech models are trained on."""
@@ -37,7 +37,8 @@ def decode_audio(data: bytes, raise_if_cancelled: Callable[[], None]) -> NDArray
         raise_if_cancelled: called between packets.
 
     Raises:
-        BadRequest: no audio, nothing readable, or too long.
+        UnsupportedMedia: no audio, or nothing readable.
+        BadRequest: too long.
     """
     import av
 
@@ -45,16 +46,16 @@ def decode_audio(data: bytes, raise_if_cancelled: Callable[[], None]) -> NDArray
     try:
         with av.open(io.BytesIO(data), mode="r", options=OWN_BYTES_ONLY) as container:
             if not container.streams.audio:
-                raise BadRequest("audio: the file has no audio stream")
+                raise UnsupportedMedia("audio: the file has no audio stream")
             for piece in _resampled(_frames(container)):
                 raise_if_cancelled()
                 pieces.append(piece)
     # PyAV's errors are subclasses of these and of ValueError; odd channel layouts raise the last.
     except (av.error.FFmpegError, ValueError) as error:
         if not pieces:
-            raise BadRequest(f"{NOTHING_HEARD}: {error}") from None
+            raise UnsupportedMedia(f"{NOTHING_HEARD}: {error}") from None
     if not pieces:
-        raise BadRequest(f"{NOTHING_HEARD}: no samples in its audio stream")
+        raise UnsupportedMedia(f"{NOTHING_HEARD}: no samples in its audio stream")
     # Through 16 bits: FFmpeg's downmix of floats is louder by the square root of two and clips.
     scale = np.float32(1 / 32768)
     return np.concatenate(pieces).astype(np.float32) * scale

@@ -17,6 +17,8 @@ import asyncio
 import logging
 import secrets
 import threading
+import time
+from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -162,6 +164,7 @@ class Engine:
 
         self._lock = threading.Lock()
         self._mailboxes: dict[str, _Mailbox] = {}
+        self._cancelled_at: deque[float] = deque()
         self._fault: str | None = None
         self._closing = threading.Event()
         self._manager.start()
@@ -177,6 +180,17 @@ class Engine:
     def running(self) -> int:
         """Requests that are waited for."""
         return len(self._mailboxes)
+
+    @property
+    def late_s(self) -> float:
+        """Since when a cancelled request should have been dropped; 0 while none waits for that.
+
+        The library's thread drops them before every pass, and ten times a second without one.
+        """
+        waiting = self._manager.cancel_queue.qsize()
+        while len(self._cancelled_at) > waiting:
+            self._cancelled_at.popleft()
+        return time.monotonic() - self._cancelled_at[0] if self._cancelled_at else 0.0
 
     async def generate(
         self, prompt: Sequence[int], *, max_tokens: int, sampling: Sampling, stream: bool
@@ -220,6 +234,18 @@ class Engine:
                 del self._mailboxes[request_id]
             if not finished:
                 self._manager.cancel_request(request_id)
+                self._cancelled_at.append(time.monotonic())
+
+    def give_up(self, fault: str) -> None:
+        """Fails what runs and takes no more: an engine that hangs would keep all waiting.
+
+        Args:
+            fault: why; what was known before stays.
+        """
+        with self._lock:
+            self._fault = self._fault or " ".join(fault.split())[:300]
+            for mailbox in self._mailboxes.values():
+                mailbox.put(ReplicaBroken(self._fault))
 
     def close(self) -> None:
         """Ends the engine's threads; what still runs fails."""
@@ -241,10 +267,7 @@ class Engine:
         fault = f"the engine has ended: {type(cause).__name__}: {cause}" if cause else "closed"
         if cause:
             logger.error("%s", fault)
-        with self._lock:
-            self._fault = " ".join(fault.split())[:300]
-            for mailbox in self._mailboxes.values():
-                mailbox.put(ReplicaBroken(self._fault))
+        self.give_up(fault)
 
     def _deliver(self, output: Any) -> None:
         latest: Progress | ReplicaError

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from deployments.assembly import find_files, load_pipeline
 from deployments.batching import Share
 from deployments.media import encode_png, to_uint8
+from deployments.optimizations import Optimizations
 from deployments.pass_memory import for_this_device
 from deployments.replica import RawT, Replica, RequestT, ResultT
 from deployments.safety import SafetyChecker
@@ -91,6 +92,20 @@ class DiffusionReplica(Replica[RequestT, RawT, ResultT]):
         self._vae_dtype = None if self._vae is None else self._vae.dtype
         self._takes = frozenset(inspect.signature(self._pipe.__call__).parameters)
         self._safety = SafetyChecker.load(self.args.models_dir)
+        self._optimizations = Optimizations(pipe=self._pipe, args=self.args)
+
+    def warm_up(self, request: RequestT) -> None:
+        """Runs a request, and the compiler if the model is to be compiled."""
+        requests = [request]
+        if self.args.sfast and "num_images_per_prompt" in type(request).model_fields:
+            # A batch of one is compiled apart from all others.
+            requests.append(request.model_copy(update={"num_images_per_prompt": 2}))
+
+        def run() -> None:
+            for each in requests:
+                super(DiffusionReplica, self).warm_up(each)
+
+        self._optimizations.warm_up(run)
 
     def call(self, arguments: Mapping[str, Any], raise_if_cancelled: Callable[[], None]) -> Any:
         """Returns the pipeline's output for those of the arguments that it takes."""
@@ -111,10 +126,13 @@ class DiffusionReplica(Replica[RequestT, RawT, ResultT]):
             "callback_on_step_end": on_step_end,
             "callback": callback,
         }
-        if self._vae is not None:
-            # Pipelines widen float16 decoders for a while; one that failed then left it wide.
-            self._vae.to(self._vae_dtype)
-        return self._pipe(**{name: wanted[name] for name in wanted if name in self._takes})
+        taken = {name: wanted[name] for name in wanted if name in self._takes}
+        steps = int(arguments["num_inference_steps"] * taken.get("strength", 1))
+        with self._optimizations.applied(steps=steps):
+            if self._vae is not None:
+                # Pipelines widen float16 decoders for a while; one that failed then left it wide.
+                self._vae.to(self._vae_dtype)
+            return self._pipe(**taken)
 
     def generators(self, seeds: Sequence[int]) -> list[Any]:
         """Returns a generator an image: its noise does not depend on the others of its pass."""

@@ -30,6 +30,12 @@ class BadRequest(ReplicaError):
     http_status: ClassVar[int] = 400
 
 
+class UnsupportedMedia(BadRequest):
+    """A file that is not what the pipeline reads."""
+
+    http_status: ClassVar[int] = 415
+
+
 class InferenceFailed(ReplicaError):
     """The model raised, or ran out of memory; another replica may fare better."""
 

@@ -16,7 +16,12 @@ from PIL import Image
 from deployments.diffusion import DiffusionReplica, choose_seed
 from deployments.image_input import decode_image
 from deployments.media import encode_png, to_uint8
-from deployments.schemas.image_to_video import ImageToVideoRequest, VideoResult
+from deployments.schemas.image_to_video import (
+    FramesRequest,
+    FramesResult,
+    ImageToVideoRequest,
+    VideoResult,
+)
 from deployments.video import encode_mp4
 
 FRAMES_PER_DECODE = 4
@@ -32,7 +37,7 @@ class Clip:
     nsfw: bool
 
 
-class ImageToVideoReplica(DiffusionReplica[ImageToVideoRequest, Clip, VideoResult]):
+class ImageToVideoReplica(DiffusionReplica[ImageToVideoRequest, Clip, VideoResult | FramesResult]):
     """A short video from an image."""
 
     def factory(self, snapshot: Path) -> Any:  # noqa: ARG002 (the same for all models)
@@ -80,7 +85,10 @@ class ImageToVideoReplica(DiffusionReplica[ImageToVideoRequest, Clip, VideoResul
         (nsfw,) = self.flags(frames[:1], wanted=request.safety_check)
         return Clip(frames=frames, seed=seed, nsfw=nsfw)
 
-    def encode(self, request: ImageToVideoRequest, raw: Clip) -> VideoResult:
-        """Encodes the frames as MP4."""
+    def encode(self, request: ImageToVideoRequest, raw: Clip) -> VideoResult | FramesResult:
+        """Encodes the frames as MP4, or each as PNG for who wants them so."""
+        if isinstance(request, FramesRequest):
+            frames = tuple(encode_png(pixels) for pixels in raw.frames)
+            return FramesResult(frames=frames, seed=raw.seed, nsfw=raw.nsfw)
         video = encode_mp4(raw.frames, fps=request.fps)
         return VideoResult(video=video, seed=raw.seed, nsfw=raw.nsfw)

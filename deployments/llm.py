@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from deployments.continuous_batching import Engine, Progress, Sampling
 from deployments.errors import BadRequest, InferenceFailed, LivepeerRayError, ModelBroken
 from deployments.loading import choose_device, one_line
-from deployments.replica import DEADLINE_S, Replica
+from deployments.replica import DEADLINE_S, STUCK_S, Replica
 from deployments.schemas.base import Completed
 from deployments.schemas.llm import (
     Completion,
@@ -167,7 +167,7 @@ class LLMReplica(Replica[LLMRequest, Progress, LLMResult]):
                 prompt = await self._tokenized(request)
                 result = self._result(completion, prompt, await self._generate(prompt))
         except TimeoutError:
-            raise InferenceFailed(f"stopped after {timeout_s:.0f} s: its time was over") from None
+            raise _too_late(timeout_s) from None
         return Completed(
             result=result, replica=self.replica_id, compute_s=time.perf_counter() - began
         )
@@ -181,15 +181,24 @@ class LLMReplica(Replica[LLMRequest, Progress, LLMResult]):
 
         Raises:
             BadRequest: nobody could serve this request.
-            InferenceFailed: the engine failed this request.
+            InferenceFailed: the engine failed this request, or its time was over before the
+                first token.
             ReplicaBroken: the engine has ended.
         """
         began = time.perf_counter()
+        clock = asyncio.get_running_loop().time
+        ends_at = clock() + timeout_s
         completion = self._completion()
         prompt = await self._tokenized(request)
         detokenizer = Detokenizer(self._tokenizer)
+        chunk: LLMChunk | None = None
         async with aclosing(self._progress(prompt, stream=True)) as progresses:
-            async for progress in progresses:
+            while clock() < ends_at:
+                try:
+                    async with asyncio.timeout_at(ends_at):
+                        progress = await anext(progresses)
+                except TimeoutError:
+                    break
                 text = detokenizer.feed(self._spoken(progress), last=progress.finished)
                 chunk = LLMChunk(
                     completion=completion,
@@ -202,16 +211,22 @@ class LLMReplica(Replica[LLMRequest, Progress, LLMResult]):
                     yield replace(chunk, text=text[start : start + MAX_CHUNK_CHARS])
                 if progress.finished:
                     yield chunk.finish(self._finish_reason(progress))
-                elif time.perf_counter() - began > timeout_s:
-                    yield chunk.finish("length")
                     return
-                elif text:
+                if text:
                     # What is generated meanwhile comes in one piece.
                     await asyncio.sleep(FLUSH_S)
+        if chunk is None:
+            raise _too_late(timeout_s)
+        yield chunk.finish("length")
 
     async def check_health(self) -> None:
         """Raises when this replica can serve no more; Serve then replaces it."""
         await super().check_health()
+        if (late_s := self._engine.late_s) > STUCK_S:
+            # The others would wait for it until their time is over, and Serve for them.
+            self._engine.give_up(
+                f"the engine is stuck, it should have dropped a request {late_s:.0f} s ago"
+            )
         if self._engine.fault is not None:
             raise LivepeerRayError(f"{self.args.model_id}: {self._engine.fault}")
 
@@ -311,6 +326,10 @@ class LLMReplica(Replica[LLMRequest, Progress, LLMResult]):
 
     def _finish_reason(self, progress: Progress) -> FinishReason:
         return "stop" if progress.tokens[-1] in self._engine.end_tokens else "length"
+
+
+def _too_late(timeout_s: float) -> InferenceFailed:
+    return InferenceFailed(f"stopped after {timeout_s:.0f} s: its time was over")
 
 
 def _usage(prompt: Prompt, progress: Progress) -> Usage:

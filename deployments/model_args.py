@@ -25,6 +25,6 @@ class ModelArgs(BaseModel):
     gpu_share: float = Field(default=1.0, gt=0, le=1)
     """Part of its GPU's memory that the model may fill, where it would fill what there is."""
     sfast: bool = False
-    """aiModels.json's SFAST flag: compile with stable-fast."""
+    """aiModels.json's SFAST flag: compile a diffusion model's blocks."""
     deepcache: bool = False
-    """aiModels.json's DEEPCACHE flag: reuse UNet features between steps."""
+    """aiModels.json's DEEPCACHE flag: reuse a diffusion model's work between steps."""

@@ -5,6 +5,9 @@ The replica class stands as an import string, so that reading the table imports 
 
 from dataclasses import dataclass
 
+from pydantic import BaseModel
+
+from deployments.schemas import responses
 from deployments.schemas.audio_to_text import MAX_FILE_BYTES as MAX_AUDIO_BYTES
 from deployments.schemas.audio_to_text import AudioToTextRequest
 from deployments.schemas.base import Request
@@ -40,6 +43,8 @@ class Pipeline:
     capability: int
     """The network's number for it (go-livepeer, core/capabilities.go)."""
     request: type[Request]
+    response: type[BaseModel]
+    """What its result's document looks like over HTTP."""
     replica: str
     """`module:class` of the replica, a `deployments.replica.Replica`."""
     file: str = ""
@@ -60,12 +65,14 @@ _ALL = (
         name="text-to-image",
         capability=27,
         request=TextToImageRequest,
+        response=responses.ImageResponse,
         replica="deployments.text_to_image:TextToImageReplica",
     ),
     Pipeline(
         name="image-to-image",
         capability=28,
         request=ImageToImageRequest,
+        response=responses.ImageResponse,
         replica="deployments.image_to_image:ImageToImageReplica",
         file="image",
     ),
@@ -73,6 +80,7 @@ _ALL = (
         name="image-to-video",
         capability=29,
         request=ImageToVideoRequest,
+        response=responses.VideoResponse,
         replica="deployments.image_to_video:ImageToVideoReplica",
         file="image",
     ),
@@ -80,6 +88,7 @@ _ALL = (
         name="upscale",
         capability=30,
         request=UpscaleRequest,
+        response=responses.ImageResponse,
         replica="deployments.upscale:UpscaleReplica",
         file="image",
     ),
@@ -87,6 +96,7 @@ _ALL = (
         name="audio-to-text",
         capability=31,
         request=AudioToTextRequest,
+        response=responses.TextResponse,
         replica="deployments.audio_to_text:AudioToTextReplica",
         file="audio",
         max_file_bytes=MAX_AUDIO_BYTES,
@@ -95,6 +105,7 @@ _ALL = (
         name="segment-anything-2",
         capability=32,
         request=SegmentAnything2Request,
+        response=responses.MasksResponse,
         replica="deployments.segment_anything_2:SegmentAnything2Replica",
         file="image",
     ),
@@ -102,6 +113,7 @@ _ALL = (
         name="llm",
         capability=33,
         request=LLMRequest,
+        response=responses.LLMResponse,
         replica="deployments.llm:LLMReplica",
         model_field="model",
     ),
@@ -109,6 +121,7 @@ _ALL = (
         name="image-to-text",
         capability=34,
         request=ImageToTextRequest,
+        response=responses.ImageToTextResponse,
         replica="deployments.image_to_text:ImageToTextReplica",
         file="image",
     ),
@@ -116,6 +129,7 @@ _ALL = (
         name="text-to-speech",
         capability=36,
         request=TextToSpeechRequest,
+        response=responses.AudioResponse,
         replica="deployments.text_to_speech:TextToSpeechReplica",
         variants=(
             Variant(

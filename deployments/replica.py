@@ -33,6 +33,7 @@ from deployments.errors import (
     ReplicaBroken,
     ReplicaError,
 )
+from deployments.hardware import GPU, own_gpus
 from deployments.loading import find_snapshot, model_errors, one_line, quiet_libraries
 from deployments.model_args import ModelArgs
 from deployments.schemas.base import Completed, Request, Result
@@ -134,6 +135,10 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
     def describe(self, request: RequestT) -> str:
         """Returns the size of a request in words, for logs and for out-of-memory answers."""
 
+    def warm_up(self, request: RequestT) -> None:
+        """Runs a request once, so that the first one of a caller finds all things made."""
+        self.encode(request, self.infer(request, lambda: None))
+
     async def run(self, request: RequestT, *, timeout_s: float = DEADLINE_S) -> Completed[ResultT]:
         """Runs one request; others wait for the model in the order of their arrival.
 
@@ -180,6 +185,10 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
                 f"{-left_s:.0f} s ago"
             )
 
+    async def gpus(self) -> list[GPU]:
+        """Tells the GPUs that this replica has, as they are now."""
+        return await asyncio.to_thread(own_gpus)
+
     def close(self) -> None:
         """Ends the threads; requests that wait are dropped. A process that exits needs no close."""
         self._line.close()
@@ -189,13 +198,6 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
     def _start(self) -> None:
         """Loads and warms up, in the model thread."""
         args = self.args
-        for flag, wanted in (("SFAST", args.sfast), ("DEEPCACHE", args.deepcache)):
-            if wanted:
-                logger.warning(
-                    "%s: the optimization flag %s has no effect yet, the model runs without it",
-                    args.model_id,
-                    flag,
-                )
         began = time.perf_counter()
         # Before the imports, so that a missing model is reported within a second.
         snapshot = self.find()
@@ -204,7 +206,7 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
             self.load(snapshot)
             loaded = time.perf_counter()
             request = self.warm_up_request()
-            self.encode(request, self.infer(request, lambda: None))
+            self.warm_up(request)
         logger.info(
             "%s is ready: loaded in %.1f s, warmed up (%s) in %.1f s",
             args.model_id,

@@ -41,6 +41,15 @@ _BY_ID = {
 }
 
 
+_DISTILLED = re.compile(r"[-_](?:lightning|turbo)", re.IGNORECASE)
+"""ai-runner's test (runner/src/runner/pipelines/utils/utils.py)."""
+
+
+def is_distilled(model_id: str) -> bool:
+    """Whether a model is made for so few steps that no step resembles the one before."""
+    return _DISTILLED.search(model_id) is not None
+
+
 def special(model_id: str) -> Special:
     """Returns what is special about a model."""
     if not model_id.startswith(LIGHTNING):

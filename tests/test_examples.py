@@ -5,8 +5,10 @@ import re
 import shlex
 import shutil
 import subprocess
+import threading
 import tomllib
 from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from tests.e2e.programs import BIN
 ROOT = Path(__file__).parents[1]
 CLUSTERS = ("ray-cluster.yaml", "examples/on-prem/ray-cluster.yaml")
 UNIT = ROOT / "examples/systemd/livepeer-ray.service"
+SPOT_UNIT = ROOT / "examples/systemd/livepeer-ray-spot.service"
 SETTINGS = ROOT / "examples/systemd/livepeer-ray.env"
 VENV = "~/livepeer-venv"
 CODE = "~/livepeer-ray"
@@ -73,8 +76,7 @@ def test_every_command_is_a_command(path: str) -> None:
     for command in commands(prepared(path)):
         # As Ray wraps it, `bash --login -c -i '...'`.
         subprocess.run(["/bin/bash", "-n", "-c", f"true && ({command})"], check=True)
-        if "ray start" in command:
-            _, _, arguments = command.partition("ray start")
+        for arguments in re.findall("ray start ([^;|&)]*)", command):
             flags = [word.partition("=")[0] for word in shlex.split(arguments)]
             assert all(flag in accepted for flag in flags), command
 
@@ -150,19 +152,21 @@ def test_the_on_prem_cluster_runs_the_autoscaler_that_works() -> None:
     assert "RAY_enable_autoscaler_v2=0" in start_ray
 
 
-def _setting(name: str) -> str:
-    (value,) = re.findall(rf"^{name}=(.*)$", UNIT.read_text(), re.M)
+def _setting(name: str, unit: Path = UNIT) -> str:
+    lines = unit.read_text().replace("\\\n", "")
+    (value,) = re.findall(rf"^{name}=(.*)$", lines, re.M)
     return str(value)
 
 
-def test_the_unit_is_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("unit", [UNIT, SPOT_UNIT])
+def test_the_unit_is_one(unit: Path, tmp_path: Path) -> None:
     if not shutil.which("systemd-analyze"):
         pytest.skip("systemd-analyze is not on this machine")
     # It wants the command to be there, too.
     (tmp_path / "livepeer-venv").mkdir()
     (tmp_path / "livepeer-venv/bin").symlink_to(BIN)
     environment = {**os.environ, "HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)}
-    command = ["systemd-analyze", "--user", "verify", str(UNIT)]
+    command = ["systemd-analyze", "--user", "verify", str(unit)]
     verified = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
     assert (verified.returncode, verified.stderr) == (0, "")
 
@@ -181,3 +185,62 @@ def test_the_units_settings_exist() -> None:
     accepted = help_of("livepeer-ray", "start")
     for name in re.findall(r"^(\w+)=", SETTINGS.read_text(), re.M):
         assert f"[{name}]" in accepted
+
+
+class InstanceMetadata(BaseHTTPRequestHandler):
+    """AWS's metadata service, version 2: whoever has no token is turned away.
+
+    There is a notice when it is asked for the third time.
+    """
+
+    asked = 0
+
+    def do_PUT(self) -> None:
+        assert self.path == "/latest/api/token"
+        assert int(self.headers["X-aws-ec2-metadata-token-ttl-seconds"]) > 0
+        self._answer(200, b"a token")
+
+    def do_GET(self) -> None:
+        assert self.path == "/latest/meta-data/spot/instance-action"
+        if self.headers["X-aws-ec2-metadata-token"] != "a token":
+            self._answer(401)
+            return
+        type(self).asked += 1
+        if self.asked < 3:
+            self._answer(404)
+        else:
+            self._answer(200, b'{"action": "terminate", "time": "2030-01-01T00:00:00Z"}')
+
+    def _answer(self, status: int, body: bytes = b"") -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+def test_a_spot_instance_is_drained_at_its_notice(tmp_path: Path) -> None:
+    bin_ = tmp_path / "livepeer-venv/bin"
+    bin_.mkdir(parents=True)
+    for name, script in (("livepeer-ray", 'echo "$@" > $HOME/called'), ("sleep", "")):
+        (bin_ / name).write_text(f"#!/bin/sh\n{script}\n")
+        (bin_ / name).chmod(0o755)
+    # As systemd does: its specifiers, a doubled dollar sign is one, then words as in a shell.
+    command = _setting("ExecStart", SPOT_UNIT).replace("$$", "$")
+    command = command.replace("%h", str(tmp_path)).replace("%H", "worker-1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), InstanceMetadata) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        environment = {
+            "HOME": str(tmp_path),
+            "PATH": f"{bin_}:{os.environ['PATH']}",
+            "METADATA": f"http://127.0.0.1:{server.server_port}/latest",
+        }
+        subprocess.run(shlex.split(command), env=environment, check=True, timeout=60)
+        server.shutdown()
+    assert InstanceMetadata.asked == 3
+    called = (tmp_path / "called").read_text().split()
+    assert called[:2] == ["drain", "worker-1"]
+    assert called[2] in help_of("livepeer-ray", "drain")
+    # The notice comes two minutes before the end.
+    assert 60 < int(called[3]) < 120

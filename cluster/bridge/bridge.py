@@ -9,22 +9,30 @@ Order of the end, and why:
    capacity`: the gateway tries another orchestrator and does not suspend ours. A stream that
    has begun is ended where it is.
 4. Only then the HTTP connections close: nothing is left to say.
+
+A machine that is drained (cluster/drain.py) is a change of capacity and no end: what it had is
+taken out of the registration first, and its jobs go on.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 from cluster.ai_models import ModelKey
 from cluster.backends import Backend
+from cluster.bridge.address import Address
 from cluster.bridge.admission import WAIT_S, Admission
+from cluster.bridge.backlog import Backlog
 from cluster.bridge.deadlines import Deadlines
 from cluster.bridge.event_stream import Stream
 from cluster.bridge.inputs import Inputs
-from cluster.bridge.job import Job, Work, read_work
+from cluster.bridge.job import Job, Visit, Work, read_work
 from cluster.bridge.journal import Journal
+from cluster.bridge.record import JobRecord, log_record
 from cluster.bridge.results import Answer, Delivery, failure, success
 from cluster.bridge.retry import Retries
 from cluster.capacity import Capacity
@@ -35,9 +43,10 @@ from cluster.errors import (
     JobFailed,
     RegistrationError,
 )
-from deployments.schemas.base import Completed, Result
+from deployments.schemas.base import Completed, Request, Result
 
 logger = logging.getLogger(__name__)
+
 
 LAST_ANSWERS_S = 15.0
 """For delivering the answers of step 3 of the end."""
@@ -51,40 +60,6 @@ class Registration(Protocol):
 
     async def run(self) -> None:
         """Takes work until cancelled; has left by the time it returns."""
-
-
-@dataclass(slots=True, kw_only=True)
-class JobRecord:
-    """What became of one job."""
-
-    task_id: int
-    pipeline: str
-    model_id: str = ""
-    outcome: str = "ok"
-    """`ok`, or the error's text for the orchestrator."""
-    replica: str = ""
-    compute_s: float = 0.0
-    """In the replica."""
-    total_s: float = 0.0
-    """From the job's arrival to the acceptance of its answer."""
-    delivered: bool = False
-
-
-def log_record(record: JobRecord) -> None:
-    """One line a job; its fields are in the JSON log."""
-    logger.log(
-        logging.INFO if record.outcome == "ok" and record.delivered else logging.WARNING,
-        "job %d %s %s: %s, %.2f s (%.2f s in the replica%s)%s",
-        record.task_id,
-        record.pipeline,
-        record.model_id or "-",
-        record.outcome,
-        record.total_s,
-        record.compute_s,
-        f" {record.replica}" if record.replica else "",
-        "" if record.delivered else ", NOT DELIVERED",
-        extra={"job": asdict(record)},
-    )
 
 
 class Bridge:
@@ -123,8 +98,9 @@ class Bridge:
         self._admission = Admission(wait_s=queue_s)
         self._retries = Retries()
         self._journal = journal
-        self._jobs: set[asyncio.Task[None]] = set()
+        self._jobs: set[asyncio.Task[Any]] = set()
         self._taken: set[tuple[str, int]] = set()
+        self._backlogs: defaultdict[Address, Backlog] = defaultdict(Backlog)
         self._running: set[asyncio.Task[Completed[Result] | Stream]] = set()
         self._streams: set[Stream] = set()
 
@@ -137,8 +113,8 @@ class Bridge:
         """Jobs that hold a slot, by model."""
         return self._admission.in_flight
 
-    def accept(self, job: Job) -> None:
-        """Takes a job off the registration; returns at once.
+    async def accept(self, job: Job) -> None:
+        """Takes a job off the registration; returns when the next one may come.
 
         One that comes again while it is being worked on is answered once. Over plaintext it may
         be another orchestrator process that counts anew.
@@ -150,10 +126,16 @@ class Bridge:
         self._taken.add(key)
         if self._journal:
             self._journal.taken(job)
+        backlog = self._backlogs[job.peer.address]
+        backlog.grow()
         task = asyncio.create_task(self._handle(job), name=str(job))
         self._jobs.add(task)
         task.add_done_callback(self._jobs.discard)
         task.add_done_callback(lambda _: self._taken.discard(key))
+        task.add_done_callback(backlog.shrink)
+        # From here on only the task has the job, which may have many megabytes.
+        del job
+        await backlog.room.wait()
 
     def slots(self, key: ModelKey) -> int:
         """How many jobs a model takes at once."""
@@ -235,13 +217,13 @@ class Bridge:
         try:
             answer = await self._answer(job, record)
         except JobError as error:
-            record.outcome = error.network_text(job.pipeline)
+            record.outcome, record.kind = error.network_text(job.pipeline), error.kind
             answer = failure(error, job.pipeline)
         except Exception as error:
             # Whatever it is, an unanswered job would cost the whole worker.
             logger.exception("%s", job)
             failed = JobFailed(f"{type(error).__name__} in the bridge")
-            record.outcome = failed.network_text(job.pipeline)
+            record.outcome, record.kind = failed.network_text(job.pipeline), failed.kind
             answer = failure(failed, job.pipeline)
         # What it asked for may have many megabytes, and thousands may wait for their refusal.
         job = replace(job, data=b"")
@@ -256,30 +238,99 @@ class Bridge:
         """Returns the answer; None for a stream, which was sent while it held its slot."""
         work = read_work(job, self._backends)
         record.model_id = work.key.model_id
+        clock = asyncio.get_running_loop().time
+        began = clock()
         async with self._admission.slot(work.key, source=job.peer.address):
-            completed = await self._in_time(self._run(work, job), job)
+            record.waited_s = clock() - began
+            completed = await self._in_time(self._run(work, job, record), job)
             if isinstance(completed, Stream):
                 await self._relay(completed, job, record)
                 return None
         record.replica, record.compute_s = completed.replica, completed.compute_s
         return success(completed.result)
 
-    async def _run(self, work: Work, job: Job) -> Completed[Result] | Stream:
+    @asynccontextmanager
+    async def serving(
+        self, visit: Visit, work: Work, request: Request, *, source: Hashable
+    ) -> AsyncIterator[Completed[Result] | Stream]:
+        """Does what came over HTTP: with the slots, deadlines and retries of all jobs.
+
+        Holds the slot until the context ends, a stream's until it is read.
+
+        Args:
+            visit: who waits.
+            work: what is asked for; of a model that is served.
+            request: the same, validated.
+            source: with whom free slots are shared fairly.
+
+        Raises:
+            JobError: it was not done.
+        """
+        record = JobRecord(
+            task_id=visit.number,
+            pipeline=visit.pipeline,
+            model_id=work.key.model_id,
+            over_http=True,
+        )
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        waiting = asyncio.current_task()
+        assert waiting is not None  # noqa: S101 - coroutines run in tasks
+        self._jobs.add(waiting)
+        try:
+            async with self._admission.slot(work.key, source=source):
+                record.waited_s = clock() - began
+                done = await self._in_time(self._attempts(visit, work, request, record), visit)
+                try:
+                    if isinstance(done, Stream):
+                        done.cut(at=self._deadline(visit))
+                        self._streams.add(done)
+                    yield done
+                finally:
+                    if isinstance(done, Stream):
+                        self._streams.discard(done)
+                        await done.aclose()
+                        last, failed = done.last, done.failed
+                        record.replica, record.compute_s = last.replica, last.compute_s
+                        if failed:
+                            record.outcome, record.kind = "the stream was cut short", "cut_short"
+                    else:
+                        record.replica, record.compute_s = done.replica, done.compute_s
+            record.delivered = True
+        except JobError as error:
+            record.outcome, record.kind = error.network_text(visit.pipeline), error.kind
+            record.delivered = True
+            raise
+        except BaseException as error:
+            record.outcome, record.kind = f"the client has left ({type(error).__name__})", "left"
+            raise
+        finally:
+            self._jobs.discard(waiting)
+            record.total_s = clock() - visit.received_at
+            self._on_finished(record)
+
+    async def _run(self, work: Work, job: Job, record: JobRecord) -> Completed[Result] | Stream:
         file = await self._inputs.fetch(job, work) if work.input_url else None
-        request, backend = work.request(file), self._backends[work.key]
+        return await self._attempts(job, work, work.request(file), record)
+
+    async def _attempts(
+        self, asked: Job | Visit, work: Work, request: Request, record: JobRecord
+    ) -> Completed[Result] | Stream:
+        backend = self._backends[work.key]
 
         async def attempt() -> Completed[Result] | Stream:
-            left_s = self._deadline(job) - asyncio.get_running_loop().time()
+            record.attempts += 1
+            left_s = self._deadline(asked) - asyncio.get_running_loop().time()
             if request.wants_stream:
                 chunks = backend.stream(work.key, request, timeout_s=left_s)
-                return await Stream.begin(chunks, name=str(job))
+                return await Stream.begin(chunks, name=str(asked))
             return await backend.run(work.key, request, timeout_s=left_s)
 
-        return await self._retries.run(attempt, work=work, request=request, name=str(job))
+        return await self._retries.run(attempt, work=work, request=request, name=str(asked))
 
-    def _deadline(self, job: Job) -> float:
+    def _deadline(self, asked: Job | Visit) -> float:
         """By the event loop's clock."""
-        return job.received_at + self._deadlines.of(job.pipeline)
+        return asked.received_at + self._deadlines.of(asked.pipeline)
 
     async def _relay(self, stream: Stream, job: Job, record: JobRecord) -> None:
         """Sends a stream to its end, or to the job's deadline. Never raises a `JobError`."""
@@ -297,16 +348,16 @@ class Bridge:
             await stream.aclose()
         record.replica, record.compute_s = stream.last.replica, stream.last.compute_s
         if stream.failed:
-            record.outcome = "the stream was cut short"
+            record.outcome, record.kind = "the stream was cut short", "cut_short"
 
     async def _in_time(
-        self, work: Coroutine[Any, Any, Completed[Result] | Stream], job: Job
+        self, work: Coroutine[Any, Any, Completed[Result] | Stream], asked: Job | Visit
     ) -> Completed[Result] | Stream:
-        """Does the work within the job's deadline; cancels it, and waits for its end, if not."""
+        """Does the work within its deadline; cancels it, and waits for its end, if not."""
         running = asyncio.create_task(work)
         self._running.add(running)
         try:
-            left_s = self._deadline(job) - asyncio.get_running_loop().time()
+            left_s = self._deadline(asked) - asyncio.get_running_loop().time()
             await asyncio.wait({running}, timeout=left_s)
         finally:
             self._running.discard(running)
@@ -314,7 +365,7 @@ class Bridge:
             running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         if not in_time:
-            raise DeadlinePassed(f"no result within {self._deadlines.of(job.pipeline):g} s")
+            raise DeadlinePassed(f"no result within {self._deadlines.of(asked.pipeline):g} s")
         if running.cancelled():
             raise InsufficientCapacity("this worker is shutting down")
         return running.result()

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from cluster.ai_models import ModelKey
 from cluster.capacity import Capacity
-from cluster.hardware import GPU
 from cluster.protocol import lp_rpc_pb2 as pb
+from deployments.hardware import GPU
 from deployments.registry import PIPELINES
 
 DEFAULT_BITS = (*range(13), 14, 26)
@@ -33,6 +33,7 @@ def capabilities(capacity: Capacity, *, version: str) -> pb.Capabilities:
         constraint = per_capability[PIPELINES[key.pipeline].capability].models[key.model_id]
         constraint.warm = model.warm
         constraint.capacity = model.slots
+        constraint.runnerVersion = model.runner_version
     return message
 
 

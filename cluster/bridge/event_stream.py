@@ -86,12 +86,17 @@ class Stream:
             stall: is switched off; the time between two chunks is the model's.
         """
         stall.reschedule(None)
+        async for chunk in self.read():
+            yield event(chunk)
+
+    async def read(self) -> AsyncIterator[Chunk]:
+        """Yields the chunks, the finishing one last."""
         self.begun = True
         self.cut(at=asyncio.get_running_loop().time() + MAX_STREAM_S)
-        yield event(self.last)
+        yield self.last
         while not self.last.finishes:
             self.last = await self._next()
-            yield event(self.last)
+            yield self.last
 
     async def _next(self) -> Chunk:
         """Returns the next chunk, one that finishes if there is none."""

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from cluster.bounded_read import bounded_read
 from cluster.bridge.job import Job, Work
 from cluster.errors import JobFailed, JobRejected
 from deployments.registry import Pipeline
@@ -67,24 +68,18 @@ class Inputs:
 
 
 async def _read(response: aiohttp.ClientResponse, pipeline: Pipeline) -> bytes:
-    """Returns the body. Of one that is too large no more is read than shows that it is.
+    """Returns the body.
 
     Raises:
         JobRejected: it is too large.
     """
-    data = bytearray()
-    # Servers usually say the size first; those that do not are read up to the bound.
-    known_bytes = response.content_length or 0
-    while known_bytes <= pipeline.max_file_bytes:
-        chunk = await response.content.readany()
-        if not chunk:
-            return bytes(data)
-        data += chunk
-        known_bytes = max(known_bytes, len(data))
-    raise JobRejected(
-        f"{pipeline.file}: the file is larger than the {pipeline.max_file_bytes} bytes "
-        f"that {pipeline.name} takes"
-    )
+    data = await bounded_read(response, pipeline.max_file_bytes)
+    if data is None:
+        raise JobRejected(
+            f"{pipeline.file}: the file is larger than the {pipeline.max_file_bytes} bytes "
+            f"that {pipeline.name} takes"
+        )
+    return bytes(data)
 
 
 def _is_http(url: str) -> bool:

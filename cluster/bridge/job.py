@@ -15,6 +15,14 @@ from cluster.protocol.lp_rpc_pb2 import NotifyAIJob
 from deployments.registry import PIPELINES, Pipeline
 from deployments.schemas.base import Request
 
+MAX_JOB_BYTES = 16 * 1024 * 1024
+"""Of a job's JSON, without its file: four times the longest mask, or a text that fills a context of
+a million tokens. gRPC lets four times as much through, which only costs memory to read."""
+
+
+MAX_NAME_CHARS = 100
+"""Of a pipeline; servers refuse headers of some kilobytes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
@@ -32,11 +40,12 @@ class Job:
     def from_message(cls, message: NotifyAIJob, *, peer: Peer, received_at: float) -> "Job":
         """Takes a job off the stream; its data is not looked at yet."""
         pipeline = message.AIJobData.pipeline
+        sane = len(pipeline) <= MAX_NAME_CHARS and pipeline.isascii() and pipeline.isprintable()
         return cls(
             task_id=message.taskId,
             # It becomes a header and stands in log lines, which junk must never get into. A
             # job with such a name is answered with an error, for which the header is not read.
-            pipeline=pipeline if pipeline.isascii() and pipeline.isprintable() else "unknown",
+            pipeline=pipeline if sane else "unknown",
             data=message.AIJobData.requestData,
             peer=peer,
             received_at=received_at,
@@ -44,6 +53,19 @@ class Job:
 
     def __str__(self) -> str:
         return f"job {self.task_id} ({self.pipeline})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Visit:
+    """One request that somebody waits for on a connection of his own, over HTTP."""
+
+    number: int
+    pipeline: str
+    received_at: float
+    """By the event loop's clock, in seconds."""
+
+    def __str__(self) -> str:
+        return f"request {self.number} ({self.pipeline})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +125,8 @@ def read_work(job: Job, served: Mapping[ModelKey, object]) -> Work:
 
 
 def _envelope(data: bytes) -> dict[str, Any]:
+    if len(data) > MAX_JOB_BYTES:
+        raise JobRejected(f"the job has {len(data)} bytes, more than the {MAX_JOB_BYTES} it may")
     try:
         envelope = json.loads(data)
     except (ValueError, RecursionError) as error:

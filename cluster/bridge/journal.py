@@ -43,7 +43,10 @@ Key = tuple[str, int]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Taken:
     pipeline: str
-    unix_s: float
+    at_s: float
+    """By the machine's monotonic clock, which all its processes share. Whatever happens to the
+    time of day, and when the machine starts anew and this clock with it, a job is taken for
+    younger than it is, never for older."""
 
 
 class Journal:
@@ -69,20 +72,25 @@ class Journal:
         self._rewrite()
 
     @property
-    def has_left_over(self) -> bool:
-        """Whether there are such jobs."""
-        return bool(self._open)
+    def unanswered(self) -> int:
+        """How many jobs stand in it."""
+        return len(self._open)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the file."""
+        return os.fstat(self._file).st_size
 
     def left_over(self) -> list[Job]:
         """The jobs of an earlier bridge that may still be answered; to be called in the loop."""
-        clock, now = asyncio.get_running_loop().time(), time.time()
+        now = asyncio.get_running_loop().time()
         return [
             Job(
                 task_id=task_id,
                 pipeline=taken.pipeline,
                 data=b"",
                 peer=self._peers[fingerprint],
-                received_at=clock - max(0.0, now - taken.unix_s),
+                received_at=min(taken.at_s, now),
             )
             for (fingerprint, task_id), taken in self._open.items()
         ]
@@ -95,7 +103,7 @@ class Journal:
             return
         key, taken = (
             (fingerprint, job.task_id),
-            _Taken(pipeline=job.pipeline, unix_s=time.time()),
+            _Taken(pipeline=job.pipeline, at_s=time.monotonic()),
         )
         self._open[key] = taken
         lines = [_taken_line(key, taken)]
@@ -196,11 +204,11 @@ class Journal:
                 unreadable += 1
         if unreadable:
             logger.warning("%s: dropped %d lines that cannot be read", self._path, unreadable)
-        too_old = time.time() - JOB_LIMIT_S
+        too_old = time.monotonic() - JOB_LIMIT_S
         self._open = {
             key: taken
             for key, taken in self._open.items()
-            if taken.unix_s > too_old and key[0] in self._peers
+            if taken.at_s > too_old and key[0] in self._peers
         }
 
     def _read_line(self, line: dict[str, Any]) -> None:
@@ -208,8 +216,8 @@ class Journal:
             case {"peer": {"host": str(host), "port": int(port), "pem": str(pem)}}:
                 peer = peer_with(Address(host, port), pem)
                 self._peers[peer.fingerprint] = peer
-            case {"taken": [str(fingerprint), int(task_id), str(pipeline), float(unix_s)]}:
-                self._open[fingerprint, task_id] = _Taken(pipeline=pipeline, unix_s=unix_s)
+            case {"taken": [str(fingerprint), int(task_id), str(pipeline), float(at_s)]}:
+                self._open[fingerprint, task_id] = _Taken(pipeline=pipeline, at_s=at_s)
             case {"answered": [str(fingerprint), int(task_id)]}:
                 self._open.pop((fingerprint, task_id), None)
             case _:
@@ -250,7 +258,7 @@ def _peer_line(peer: Peer) -> dict[str, Any]:
 
 
 def _taken_line(key: Key, taken: _Taken) -> dict[str, Any]:
-    return {"taken": [*key, taken.pipeline, taken.unix_s]}
+    return {"taken": [*key, taken.pipeline, taken.at_s]}
 
 
 def _encoded(lines: Sequence[dict[str, Any]]) -> bytes:

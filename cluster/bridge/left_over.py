@@ -30,7 +30,7 @@ def answer_at_once(journal: Journal, *, secret: SecretStr) -> None:
                 async with asyncio.timeout(FIRST_CHANCE_S):
                     await answer_left_over(journal, delivery)
 
-    if journal.has_left_over:
+    if journal.unanswered:
         asyncio.run(answer())
 
 

@@ -12,6 +12,7 @@ import hashlib
 import socket
 import ssl
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from cryptography import x509
 
@@ -19,6 +20,9 @@ from cluster.bridge.address import Address
 from cluster.errors import FingerprintMismatch, OrchestratorUnreachable
 
 CONNECT_TIMEOUT_S = 10.0
+
+NO_CHECK_TIME = ssl.VerifyFlags(0x200000)
+"""OpenSSL's X509_V_FLAG_NO_CHECK_TIME, for which Python has no name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +70,26 @@ async def identify(
             f"{address} presents a certificate with the fingerprint {peer.fingerprint}, pinned is "
             f"{pin}; an orchestrator makes a new certificate at every start unless it is given one"
         )
+    _check_the_clock(peer)
     return peer
+
+
+def _check_the_clock(peer: Peer) -> None:
+    """Says what is wrong where gRPC, which insists on it, would say it in its own words.
+
+    Raises:
+        OrchestratorUnreachable: the certificate is not valid at this machine's time.
+    """
+    if peer.pem is None:
+        return
+    certificate = x509.load_pem_x509_certificate(peer.pem)
+    first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    now = datetime.now(UTC)
+    if not first <= now <= last:
+        raise OrchestratorUnreachable(
+            f"{peer.address} has a certificate that is valid from {first:%F %T} to {last:%F %T} "
+            f"and this machine's clock says {now:%F %T} (UTC): set the clock of one of the two"
+        )
 
 
 def peer_with(address: Address, pem: str) -> Peer:
@@ -86,6 +109,8 @@ def peer_with(address: Address, pem: str) -> Peer:
     # The only trusted root is the certificate itself. Its one name is a DNS name even where
     # it is an IP address, and OpenSSL matches an IP address against IP names only.
     tls.check_hostname = False
+    # Nor does a clock that was set back make it another one: jobs of it would stay unanswered.
+    tls.verify_flags |= NO_CHECK_TIME
     return Peer(
         address=address,
         pem=pem.encode("ascii"),

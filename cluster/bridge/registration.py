@@ -20,7 +20,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from pydantic import SecretStr
@@ -63,7 +63,7 @@ class WorkerRegistration:
         address: Address,
         secret: SecretStr,
         version: str,
-        on_job: Callable[[Job], None],
+        on_job: Callable[[Job], Awaitable[None]],
         pin: str | None = None,
         read_hardware: Callable[[], list[pb.HardwareInformation]] = list,
     ) -> None:
@@ -73,7 +73,7 @@ class WorkerRegistration:
             address: of the orchestrator.
             secret: its -orchSecret.
             version: the go-livepeer version to advertise.
-            on_job: called for every job, in the event loop.
+            on_job: called for every job, in the event loop; the next is read when it returns.
             pin: SHA-256 fingerprint of its certificate.
             read_hardware: blocking; asked anew for every registration.
         """

@@ -1,4 +1,4 @@
-"""What only the bridge knows, on a small HTTP endpoint: `GET /health` and `GET /state`.
+"""What only the bridge knows, on a small HTTP endpoint: `GET /health`, `/state` and `/metrics`.
 
 For `livepeer-ray status` and for whoever watches the process. It tells no secrets, and listens
 on the loopback interface unless the operator says otherwise.
@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from cluster.ai_models import ModelKey
 from cluster.capacity import Capacity
@@ -26,9 +27,26 @@ class ModelState:
     model_id: str
     warm: bool
     slots: int
-    """Of its running replicas, or of those that the first jobs would start."""
+    """Of its running replicas, or of those that the first jobs would start, and of containers."""
     in_flight: int
     """Jobs that hold one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerState:
+    """One external container."""
+
+    pipeline: str
+    model_id: str
+    url: str
+    slots: int
+    """None while it is not ready."""
+    in_flight: int
+    detail: str
+    """Why it is not ready."""
+    runner_version: str
+    gpus: Sequence[str]
+    """Names of the cards that it reports."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +55,8 @@ class RegistrationState:
 
     orchestrator: str
     """Its url."""
+    way: str = "worker"
+    """Or `live-runner`: see docs/registration.md."""
     registered: bool
     detail: str
     """Why not; empty where that is known from the capacity alone."""
@@ -50,6 +70,7 @@ class RegistrationState:
         slots = [{**_named(key), **asdict(model)} for key, model in self.advertised.models.items()]
         return {
             "orchestrator": self.orchestrator,
+            "way": self.way,
             "registered": self.registered,
             "detail": self.detail,
             "certificate": self.certificate,
@@ -63,11 +84,13 @@ class BridgeState:
 
     models: Sequence[ModelState]
     registrations: Sequence[RegistrationState]
+    containers: Sequence[ContainerState] = ()
 
     def document(self) -> dict[str, Any]:
         """As JSON has it."""
         return {
             "models": [asdict(model) for model in self.models],
+            "containers": [asdict(container) for container in self.containers],
             "registrations": [registration.document() for registration in self.registrations],
         }
 
@@ -78,7 +101,10 @@ def _named(key: ModelKey) -> dict[str, str]:
 
 @asynccontextmanager
 async def state_endpoint(
-    listen: tuple[str, int] | None, read: Callable[[], BridgeState]
+    listen: tuple[str, int] | None,
+    read: Callable[[], BridgeState],
+    *,
+    metrics: Callable[[], bytes],
 ) -> AsyncIterator[None]:
     """Answers while the context is open.
 
@@ -86,6 +112,7 @@ async def state_endpoint(
         listen: host and port; None for no endpoint. One that cannot be had is a warning: jobs
             are worth more than answers about them.
         read: the state now.
+        metrics: in Prometheus' text format.
     """
     if listen is None:
         yield
@@ -101,8 +128,13 @@ async def state_endpoint(
     async def state(_: web.Request) -> web.Response:
         return web.json_response(read().document())
 
+    async def scrape(_: web.Request) -> web.Response:
+        return web.Response(body=metrics(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
     application = web.Application()
-    application.add_routes([web.get("/health", health), web.get("/state", state)])
+    application.add_routes(
+        [web.get("/health", health), web.get("/state", state), web.get("/metrics", scrape)]
+    )
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     host, port = listen

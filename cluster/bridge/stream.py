@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -96,6 +96,8 @@ class Stream:
     async def close(self) -> None:
         """Ends the registration at once; a job on its way is lost."""
         self._call.cancel()
+        # It may wait for room for the next job. The one that it has was taken.
+        self.reader.cancel()
         await asyncio.gather(self.reader, return_exceptions=True)
         await self._channel.close()
         await self._tunnel.close()
@@ -107,7 +109,7 @@ async def open_stream(
     address: Address,
     pin: str | None,
     last_peer: Peer | None,
-    on_job: Callable[[Job], None],
+    on_job: Callable[[Job], Awaitable[None]],
 ) -> Stream:
     """Registers and waits until the registration stands.
 
@@ -120,7 +122,7 @@ async def open_stream(
         pin: SHA-256 fingerprint that its certificate must have.
         last_peer: who was there before; kept when it is the same process, and with it the
             TLS context that open HTTPS connections belong to.
-        on_job: called for every job.
+        on_job: called for every job; the next is read when it returns.
 
     Raises:
         InvalidSecret: fatal.
@@ -216,7 +218,7 @@ def ended(address: Address) -> OrchestratorUnreachable:
 class _Jobs:
     """The jobs of one stream."""
 
-    def __init__(self, *, peer: Peer, on_job: Callable[[Job], None]) -> None:
+    def __init__(self, *, peer: Peer, on_job: Callable[[Job], Awaitable[None]]) -> None:
         self.peer = peer
         self.count = 0
         """How many have come."""
@@ -234,7 +236,12 @@ class _Jobs:
                     logger.warning("%s sent a message that cannot be read", self.peer.address)
                     continue
                 self.count += 1
-                self._on_job(Job.from_message(message, peer=self.peer, received_at=clock()))
+                job = Job.from_message(message, peer=self.peer, received_at=clock())
+                # It may wait, and these may have many megabytes.
+                del message
+                taking = self._on_job(job)
+                del job
+                await taking
         except grpc.aio.AioRpcError as error:
             details = error.details() or ""
             if error.code() is grpc.StatusCode.UNKNOWN and details == "invalid secret":

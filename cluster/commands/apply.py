@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cluster import logs, serve_client
 from cluster.ai_models import load_ai_models
+from cluster.http_api import HTTPSettings
 from cluster.reconcile import Reconciler
 from cluster.settings import Device
 
@@ -23,6 +24,7 @@ def run(
     models_dir: Path,
     device: Device,
     autoscaler_gpus: str | None,
+    http: HTTPSettings | None,
 ) -> int:
     """Validates, deploys what differs and returns before the models are loaded.
 
@@ -34,7 +36,9 @@ def run(
     models = load_ai_models(source)
     for warning in models.warnings:
         print(warning, file=sys.stderr)
-    reconciler = Reconciler(models_dir=models_dir, device=device, autoscaler_gpus=autoscaler_gpus)
+    reconciler = Reconciler(
+        models_dir=models_dir, device=device, autoscaler_gpus=autoscaler_gpus, http=http
+    )
     serve_client.connect(ray_address)
     with serve_client.reachable():
         changed = reconciler.step(models.models, retry_failed=True)

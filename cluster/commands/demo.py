@@ -10,6 +10,7 @@ import contextlib
 import json
 import secrets
 import signal
+import socket
 import sys
 import tempfile
 import textwrap
@@ -25,10 +26,12 @@ import aiohttp
 from cluster import programs
 from cluster.demo.gateway import Output, send
 from cluster.demo.inputs import picture, sound
+from cluster.demo.known import runner_slots, runners, slots
 from cluster.demo.logs import Logs
 from cluster.demo.page import write_page
 from cluster.demo.samples import EVERY_PIPELINE, INPUT_FILES, PROMPTS, Sample
 from cluster.programs import ProgramFailed
+from cluster.settings import Register
 
 READY_TIMEOUT_S = 600.0
 """For all models to load: nine took 140 s on two cores with much else to do."""
@@ -43,12 +46,13 @@ TEXT_SHOWN, ERROR_SHOWN = 40, 90
 """Characters of a text and of an error in the table; the page has them whole."""
 
 
-def run(output: Path, *, every_pipeline: bool) -> int:
+def run(output: Path, *, every_pipeline: bool, register: Register) -> int:
     """Runs the demo and returns the exit status.
 
     Args:
         output: a directory for outputs, logs and index.html.
         every_pipeline: all nine, one after the other, instead of text-to-image alone.
+        register: how the worker registers; a live runner's requests go straight to it.
     """
     output.mkdir(parents=True, exist_ok=True)
     logs = Logs.empty(output)
@@ -56,7 +60,7 @@ def run(output: Path, *, every_pipeline: bool) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     began = time.monotonic()
     try:
-        outputs = asyncio.run(_demo(output, logs, every_pipeline=every_pipeline))
+        outputs = asyncio.run(_demo(output, logs, every_pipeline=every_pipeline, register=register))
     except (ProgramFailed, aiohttp.ClientError, TimeoutError, OSError) as error:
         print(f"\ndemo failed: {str(error) or type(error).__name__}", file=sys.stderr)
         print(logs.problems(), file=sys.stderr)
@@ -100,7 +104,9 @@ def table(outputs: Sequence[Output], jobs: Mapping[str, Mapping[str, Any]]) -> l
     ]
 
 
-async def _demo(output: Path, logs: Logs, *, every_pipeline: bool) -> list[Output]:
+async def _demo(
+    output: Path, logs: Logs, *, every_pipeline: bool, register: Register
+) -> list[Output]:
     samples = EVERY_PIPELINE if every_pipeline else PROMPTS
     print("A job's whole path on this machine: orchestrator, bridge, Ray Serve, replica.")
     print("The models are tiny and their weights are random: what they make is noise.\n")
@@ -117,15 +123,16 @@ async def _demo(output: Path, logs: Logs, *, every_pipeline: bool) -> list[Outpu
                 programs.orchestrator(secret=secret, log=logs.orchestrator)
             )
             url = orchestrator.url
-        worker = await stack.enter_async_context(_worker(url, models, secret, logs))
+        worker = await stack.enter_async_context(_worker(url, models, secret, logs, register))
         connector = aiohttp.TCPConnector(ssl=False)  # the certificate is seconds old
         gateway = await stack.enter_async_context(aiohttp.ClientSession(url, connector=connector))
-        failures = await _loaded(gateway, samples, worker, logs)
+        failures = await _loaded(gateway, samples, worker, logs, register)
 
         async def ask(sample: Sample) -> Output:
             if reason := failures.get(sample.pipeline):
                 return Output(sample=sample, error=reason)
-            return await send(gateway, sample, output)
+            base = "" if register.as_worker else (await runners(gateway))[sample.pipeline].base
+            return await send(gateway, sample, output, base=base)
 
         if every_pipeline:
             with _step("sending a request to each, one after the other"):
@@ -154,12 +161,20 @@ async def _write_models(
 
 
 @contextlib.asynccontextmanager
-async def _worker(url: str, models: Path, secret: str, logs: Logs) -> AsyncIterator[Process]:
+async def _worker(
+    url: str, models: Path, secret: str, logs: Logs, register: Register
+) -> AsyncIterator[Process]:
     """`livepeer-ray start` in a process, on a Ray cluster of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     process = await programs.start(
         "start",
         *("--ray-address", "local"),
         *("--orch-addr", url),
+        # It shows the orchestrator's way, and must not stop at a port that is taken.
+        *("--http", "none"),
+        *("--register", register),
+        *("--runner-listen", f"127.0.0.1:{port}"),
         *("--ai-models", str(models / "aiModels.json")),
         *("--ai-models-dir", str(models)),
         "--log-json",
@@ -178,7 +193,11 @@ async def _worker(url: str, models: Path, secret: str, logs: Logs) -> AsyncItera
 
 
 async def _loaded(
-    gateway: aiohttp.ClientSession, samples: Sequence[Sample], worker: Process, logs: Logs
+    gateway: aiohttp.ClientSession,
+    samples: Sequence[Sample],
+    worker: Process,
+    logs: Logs,
+    register: Register,
 ) -> dict[str, str]:
     """Waits until the orchestrator knows of a slot for every sample, or knows that none comes.
 
@@ -198,11 +217,11 @@ async def _loaded(
             await asyncio.wait({ended}, timeout=0.5)
             if ended.done():
                 raise ProgramFailed(f"livepeer-ray start ended with status {ended.result()}")
-            slots = await _slots(gateway)
+            known = await (slots if register.as_worker else runner_slots)(gateway)
             seconds = time.monotonic() - began
             broken = logs.failures()
             for pipeline in tuple(missing):
-                if slots.get(pipeline, 0) >= missing[pipeline]:
+                if known.get(pipeline, 0) >= missing[pipeline]:
                     _line(f"  {pipeline} is ready", seconds)
                 elif reason := broken.get(pipeline):
                     failures[pipeline] = reason
@@ -215,16 +234,6 @@ async def _loaded(
     finally:
         ended.cancel()
     return failures
-
-
-async def _slots(gateway: aiohttp.ClientSession) -> dict[str, int]:
-    """The slots of each pipeline that the orchestrator knows of."""
-    async with gateway.get("/status") as response:
-        status = await response.json()
-    return {
-        pipeline: sum(model["capacity"] for model in models.values())
-        for pipeline, models in status["capacity"].items()
-    }
 
 
 @contextlib.contextmanager

@@ -4,13 +4,21 @@ import sys
 from pathlib import Path
 
 from cluster.ai_models import load_ai_models
+from cluster.http_api import HTTPSettings
 from cluster.placement import UNBOUNDED, Supply, place
 from cluster.serve_config import on_ray, serve_config, to_yaml
 from cluster.settings import Device
 from cluster.supply import autoscaler_most
 
 
-def run(source: str, *, models_dir: Path, device: Device, autoscaler_gpus: str | None) -> int:
+def run(
+    source: str,
+    *,
+    models_dir: Path,
+    device: Device,
+    autoscaler_gpus: str | None,
+    http: HTTPSettings | None,
+) -> int:
     """Prints the YAML to stdout and warnings to stderr.
 
     Raises:
@@ -22,7 +30,7 @@ def run(source: str, *, models_dir: Path, device: Device, autoscaler_gpus: str |
         print(warning, file=sys.stderr)
     available = len(most)
     if device is Device.AUTO and not most:
-        from cluster.hardware import local_gpus
+        from deployments.hardware import local_gpus
 
         available = len(local_gpus())
     gpus = device.gpus(available)
@@ -37,7 +45,7 @@ def run(source: str, *, models_dir: Path, device: Device, autoscaler_gpus: str |
     for lacking in placement.lacking:
         print(lacking, file=sys.stderr)
     config = serve_config(
-        placement, models_dir=models_dir, gpus=gpus, autoscaler_gpus=autoscaler_gpus
+        placement, models_dir=models_dir, gpus=gpus, autoscaler_gpus=autoscaler_gpus, http=http
     )
     print(to_yaml(config), end="")
     return 0

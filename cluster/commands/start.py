@@ -25,6 +25,7 @@ from typing import Any
 from cluster import logs
 from cluster.ai_models import load_ai_models
 from cluster.bridge.bridge import LAST_ANSWERS_S
+from cluster.http_api import TOKENS_VARIABLE
 from cluster.settings import (
     ENVIRONMENT_PREFIX,
     EXIT_CONFIG,
@@ -52,6 +53,8 @@ def run(
     models_dir: Path,
     device: Device,
     autoscaler_gpus: str | None,
+    http: str,
+    http_tokens: str | None,
     log_json: bool,
 ) -> int:
     """Runs until SIGTERM or SIGINT and returns the exit status.
@@ -69,18 +72,29 @@ def run(
             *("--ai-models", settings.ai_models),
             *("--ai-models-dir", str(models_dir)),
             *("--device", device.value),
+            *("--http", http),
             *(("--autoscaler-gpus", autoscaler_gpus) if autoscaler_gpus else ()),
             *flags,
         ]
-        return asyncio.run(_Supervisor(settings, deploy=deploy, flags=flags).run())
+        tokens = {TOKENS_VARIABLE: http_tokens} if http_tokens else {}
+        supervisor = _Supervisor(settings, deploy=deploy, deploy_environment=tokens, flags=flags)
+        return asyncio.run(supervisor.run())
 
 
 class _Supervisor:
     """The two children."""
 
-    def __init__(self, settings: BridgeSettings, *, deploy: list[str], flags: list[str]) -> None:
+    def __init__(
+        self,
+        settings: BridgeSettings,
+        *,
+        deploy: list[str],
+        deploy_environment: Mapping[str, str],
+        flags: list[str],
+    ) -> None:
         self._settings = settings
         self._deploy = deploy
+        self._deploy_environment = deploy_environment
         self._flags = flags
         self._address = ""
         """Of the cluster, as the deployer said last."""
@@ -115,7 +129,10 @@ class _Supervisor:
         while True:
             logger.info("deploying the models")
             process = await self._child(
-                *("-m", "cluster.deployer", "--ray-address", self._join), *self._deploy, stdout=PIPE
+                *("-m", "cluster.deployer", "--ray-address", self._join),
+                *self._deploy,
+                stdout=PIPE,
+                environment=self._deploy_environment,
             )
             try:
                 if process.stdout is None:
@@ -240,9 +257,9 @@ class _Pauses:
 
 
 def _without_secrets() -> dict[str, str]:
-    """Our environment for a child that has no business with the orchestrator.
+    """Our environment for a child, which is given those secrets that it needs.
 
     A local Ray cluster hands its environment on to every replica.
     """
-    private = f"{ENVIRONMENT_PREFIX}ORCH_"
+    private = (f"{ENVIRONMENT_PREFIX}ORCH_", TOKENS_VARIABLE)
     return {name: value for name, value in os.environ.items() if not name.startswith(private)}

@@ -62,7 +62,7 @@ def _ask(bridge: tuple[str, int]) -> Mapping[str, Any] | None:
         except (OSError, http.client.HTTPException, ValueError):
             return None
     # Somebody else may listen there.
-    return state if {"models", "registrations"} <= set(state) else None
+    return state if {"models", "containers", "registrations"} <= set(state) else None
 
 
 def _no_bridge(bridge: tuple[str, int] | None) -> str:

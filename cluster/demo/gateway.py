@@ -1,5 +1,6 @@
 """Sends a sample as a gateway's caller does and writes what comes back to a file."""
 
+import base64
 import json
 import time
 import wave
@@ -9,6 +10,7 @@ from typing import Any
 
 import aiohttp
 
+from cluster.bridge.results import EXTENSIONS
 from cluster.demo.masks import draw_masks
 from cluster.demo.samples import INPUT_FILES, Sample
 
@@ -41,22 +43,26 @@ class Output:
         return f"{size_bytes / 1000:.0f} kB" if size_bytes >= 1000 else f"{size_bytes} bytes"
 
 
-async def send(gateway: aiohttp.ClientSession, sample: Sample, directory: Path) -> Output:
+async def send(
+    gateway: aiohttp.ClientSession, sample: Sample, directory: Path, *, base: str = ""
+) -> Output:
     """Sends a sample and keeps its answer; a failure is an output with its reason.
 
     Args:
         gateway: a session at the orchestrator's url.
         sample: what to send.
         directory: for the output; holds the inputs under their `INPUT_FILES` names.
+        base: the live runner to send it to, a path at the orchestrator; empty to have it chosen.
     """
     began = time.monotonic()
     try:
-        async with gateway.post(f"/{sample.pipeline}", **_body(sample, directory)) as response:
-            document = await response.json()
+        url = f"{base}/{sample.pipeline}"
+        async with gateway.post(url, **_body(sample, directory)) as response:
             if response.status != 200:
-                reason = document["error"]["message"]
+                reason = _reason(await response.text())
                 return Output(sample=sample, error=f"{response.status}: {reason}")
-            task_id = response.headers["Livepeer-Task-Id"]
+            document = await response.json()
+            task_id = response.headers.get("Livepeer-Task-Id", "")
         extension, data, text = await _content(gateway, sample, document, directory)
     except (aiohttp.ClientError, TimeoutError) as error:
         return Output(sample=sample, error=f"{type(error).__name__} {error}".rstrip())
@@ -64,6 +70,17 @@ async def send(gateway: aiohttp.ClientSession, sample: Sample, directory: Path) 
     path = directory / f"{sample.name}{extension}"
     path.write_bytes(data)
     return Output(sample=sample, path=path, text=text, seconds=seconds, task_id=task_id)
+
+
+def _reason(body: str) -> str:
+    """What an error says: of a gateway, of a live runner, or of the orchestrator before it."""
+    try:
+        document = json.loads(body)
+    except ValueError:
+        return body.strip()
+    if "error" in document:
+        return str(document["error"]["message"])
+    return str(document.get("detail", document))
 
 
 def _body(sample: Sample, directory: Path) -> dict[str, Any]:
@@ -88,6 +105,10 @@ async def _content(
         return ".png", draw_masks(picture, document["masks"], box=box), ""
     if "images" in document or "audio" in document:
         entry = document["images"][0] if "images" in document else document["audio"]
+        if entry["url"].startswith("data:"):
+            head, _, data = entry["url"].partition(",")
+            media_type = head.removeprefix("data:").removesuffix(";base64")
+            return EXTENSIONS[media_type], base64.b64decode(data), ""
         async with gateway.get(entry["url"]) as response:
             response.raise_for_status()
             return Path(entry["url"]).suffix, await response.read(), ""

@@ -64,6 +64,7 @@ class StreamedResponse:
 
     body: AsyncIterator[bytes]
     media_type: str
+    status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -138,7 +139,7 @@ async def respond(send: Send, response: Response | StreamedResponse) -> None:
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         await send({"type": "http.response.body", "body": response.body, "more_body": False})
         return
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
     async for chunk in response.body:
         await send({"type": "http.response.body", "body": chunk, "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -36,6 +36,8 @@ from cluster.loopback.grpc_framing import (
     start_stream,
 )
 from cluster.loopback.jobs import STOPPING, Jobs, MediaAnswer
+from cluster.loopback.live_runner_routes import LiveRunnerRoutes
+from cluster.loopback.live_runners import LiveRunners
 from cluster.loopback.misbehaviour import Misbehaviour
 from cluster.loopback.pipelines import PIPELINES
 from cluster.loopback.registration import Registration
@@ -43,6 +45,9 @@ from cluster.loopback.tls_server import TLSServer
 from cluster.loopback.workers import Worker, Workers, summed
 
 Handler = Callable[[Request], Awaitable[Response | StreamedResponse]]
+
+HEARTBEATS_A_TTL = 4
+"""After so many that did not come a live runner has expired."""
 
 _FAREWELL_S = 2.0
 """How long requests have for their last words at shutdown before they are cut off."""
@@ -57,6 +62,7 @@ class LoopbackOrchestrator:
         port: 0 takes a free one.
         version: The lowest version that workers may advertise.
         job_timeout_s: After this an unanswered job costs its worker the stream.
+        heartbeat_s: How often live runners are to call.
 
     Raises:
         ConfigError: no secret, or (when entered) nothing can listen there.
@@ -70,6 +76,7 @@ class LoopbackOrchestrator:
         port: int = 0,
         version: str = "0.8.0",
         job_timeout_s: float = 900.0,
+        heartbeat_s: float = 5.0,
     ) -> None:
         if not secret:
             raise ConfigError("the orchestrator needs a secret: give --orch-secret")
@@ -92,10 +99,14 @@ class LoopbackOrchestrator:
             messages=self._misbehaviour.messages,
         )
         self._ai_results = AIResults(secret=secret, jobs=self._jobs, faults=self._faults)
+        self._live_runners = LiveRunners(
+            secret=secret, interval_s=heartbeat_s, ttl_s=HEARTBEATS_A_TTL * heartbeat_s
+        )
         self._requests: set[asyncio.Task[Any]] = set()
         self._stopping = False
         self._certificate: ServerCertificate
         self._gateway: Gateway
+        self._live_routes: LiveRunnerRoutes
         self.port: int
 
     @property
@@ -122,6 +133,11 @@ class LoopbackOrchestrator:
     def late(self) -> list[Fault]:
         """Answers to unknown or finished jobs, which were ignored."""
         return self._faults.late
+
+    @property
+    def live_runners(self) -> LiveRunners:
+        """Who has registered by heartbeats."""
+        return self._live_runners
 
     @property
     def workers(self) -> tuple[Worker, ...]:
@@ -161,6 +177,7 @@ class LoopbackOrchestrator:
         self.port = listener.getsockname()[1]
         self._certificate = make_certificate(self._host)
         self._gateway = Gateway(workers=self._workers, jobs=self._jobs, url=self.url)
+        self._live_routes = LiveRunnerRoutes(runners=self._live_runners, url=self.url)
         await self._server.start(listener, self._certificate.tls)
         return self
 
@@ -204,6 +221,9 @@ class LoopbackOrchestrator:
         request = await read_request(head, receive, max_body_bytes=_max_body_bytes(head))
         if request.header("content-type").startswith("application/grpc"):
             await self._serve_call(request, receive, send)
+            return
+        if self._live_routes.has(request) and not self._stopping:
+            await self._live_routes.serve(request, receive, send)
             return
         await respond(send, await self._route(request)(request))
 
@@ -273,7 +293,8 @@ def _max_body_bytes(head: Head) -> int:
     """Returns how much is read at this path."""
     if head.path == "/aiResults":
         return MAX_RESULT_BYTES
-    pipeline = PIPELINES.get(head.path.removeprefix("/"))
+    # The last part also of what is on its way to a live runner.
+    pipeline = PIPELINES.get(head.path.rpartition("/")[2])
     return MAX_UPLOAD_BYTES if pipeline and pipeline.file else MAX_REQUEST_BYTES
 
 

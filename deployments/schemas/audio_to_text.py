@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_serializer,
+    field_validator,
+)
 
 from deployments.schemas.base import Request, Result
 
@@ -27,17 +33,20 @@ SPELLINGS: dict[str, Timestamps] = {
 }
 """What the wire says, in any case, and what it means."""
 
+MAX_METADATA_CHARS = 10_000
+"""A JSON object that holds a duration."""
+
 
 class AudioToTextRequest(Request):
-    """Transcribe speech.
-
-    `metadata` is ignored, whatever it is: gateways put the duration there, which is measured
-    instead.
-    """
+    """Transcribe speech."""
 
     audio: bytes = Field(max_length=MAX_FILE_BYTES, repr=False)
     """The file, as it came."""
-    return_timestamps: Timestamps = "sentence"
+    return_timestamps: Timestamps = Field(
+        default="sentence", json_schema_extra={"type": "string", "default": "true"}
+    )
+    metadata: str = Field(default="{}", max_length=MAX_METADATA_CHARS, repr=False)
+    """Gateways put the duration there. Our replicas measure it instead; ai-runner believes it."""
 
     @field_validator("return_timestamps", mode="before")
     @classmethod
@@ -46,6 +55,19 @@ class AudioToTextRequest(Request):
         if meaning is None:
             raise ValueError("must be `true`, `false`, `sentence` or `word`")
         return meaning
+
+    @field_serializer("return_timestamps", when_used="json")
+    def _on_the_wire(self, value: Timestamps) -> str:
+        return "false" if value == "none" else value
+
+    @field_validator("metadata", mode="wrap")
+    @classmethod
+    def _may_be_anything(cls, value: object, check: ValidatorFunctionWrapHandler) -> str:
+        try:
+            text: str = check(value)
+        except ValidationError:
+            return "{}"
+        return text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,10 @@ class Request(BaseModel):
         """Whether to answer with `Chunk`s as they are computed, instead of with one `Result`."""
         return False
 
+    def for_http(self) -> "Request":
+        """Returns what to run for a caller of the HTTP API, where its answer is another one."""
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _null_means_absent(cls, payload: Any) -> Any:

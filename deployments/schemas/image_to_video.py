@@ -53,16 +53,23 @@ class ImageToVideoRequest(Request):
             )
         return self
 
+    def for_http(self) -> "FramesRequest":
+        """Returns the same, answered with frames."""
+        return FramesRequest.model_validate(dict(self))
+
+
+class FramesRequest(ImageToVideoRequest):
+    """Set an image in motion and answer with the frames, as the runner's HTTP API does.
+
+    The transport's wish, which no parameter can express: all frames pass through
+    `ImageToVideoReplica.encode`, where it decides which of the two encoders runs. Nothing is
+    rendered twice, nor encoded in both ways, nor decoded from the MP4.
+    """
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoResult(Result):
-    """One video, as the network wants it: a single MP4 file.
-
-    The runner's HTTP API answers with the frames instead, each a PNG. All frames pass through
-    `ImageToVideoReplica.encode`, so the transport's wish travels there with the request and
-    decides which of the two encoders runs; the answer is then a result of its own beside this
-    one. Nothing is rendered twice, nor encoded in both ways, nor decoded from the MP4.
-    """
+    """One video, as the network wants it: a single MP4 file."""
 
     video: MediaFile
     seed: int
@@ -81,3 +88,22 @@ class VideoResult(Result):
         """
         (url,) = urls
         return {"images": [{"url": url, "seed": self.seed, "nsfw": self.nsfw}]}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FramesResult(Result):
+    """One video, as the runner's HTTP API wants it: each frame a PNG."""
+
+    frames: tuple[MediaFile, ...]
+    seed: int
+    nsfw: bool
+    """As in `VideoResult`."""
+
+    @property
+    def files(self) -> Sequence[MediaFile]:
+        """One file a frame."""
+        return self.frames
+
+    def document(self, urls: Sequence[str]) -> dict[str, Any]:
+        """Returns ai-runner's VideoResponse."""
+        return {"frames": [[{"url": url, "seed": self.seed, "nsfw": self.nsfw} for url in urls]]}

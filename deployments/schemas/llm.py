@@ -97,7 +97,8 @@ class LLMResult(Result):
 
     completion: Completion
     text: str
-    finish_reason: FinishReason
+    finish_reason: str
+    """Our replicas give a `FinishReason`; what another runner's models give is passed on."""
     usage: Usage
 
     def document(self, urls: Sequence[str]) -> dict[str, Any]:  # noqa: ARG002 (it has no files)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Self
 from pydantic import (
     Field,
     FiniteFloat,
+    JsonValue,
     TypeAdapter,
     ValidationError,
     ValidationInfo,
@@ -40,6 +41,9 @@ MAX_PROMPT_CHARS = 100_000
 
 MAX_MASK_CHARS = 4_000_000
 """Enough for 256x256 numbers with all the digits of a float64, on indented lines."""
+
+ABSENT: dict[str, JsonValue] = {"default": None}
+"""For the runner API's document, in which an absent prompt is no empty one."""
 
 Coordinate = Annotated[FiniteFloat, Field(ge=-MAX_COORDINATE, le=MAX_COORDINATE)]
 Logit = Annotated[FiniteFloat, Field(ge=-MAX_MASK_LOGIT, le=MAX_MASK_LOGIT)]
@@ -94,10 +98,12 @@ class SegmentAnything2Request(Request):
     """Cut objects out of an image."""
 
     image: InputFile
-    point_coords: str = Field(default="", max_length=MAX_PROMPT_CHARS)
-    point_labels: str = Field(default="", max_length=MAX_PROMPT_CHARS)
-    box: str = Field(default="", max_length=MAX_PROMPT_CHARS)
-    mask_input: str = Field(default="", max_length=MAX_MASK_CHARS, repr=False)
+    point_coords: str = Field(default="", max_length=MAX_PROMPT_CHARS, json_schema_extra=ABSENT)
+    point_labels: str = Field(default="", max_length=MAX_PROMPT_CHARS, json_schema_extra=ABSENT)
+    box: str = Field(default="", max_length=MAX_PROMPT_CHARS, json_schema_extra=ABSENT)
+    mask_input: str = Field(
+        default="", max_length=MAX_MASK_CHARS, repr=False, json_schema_extra=ABSENT
+    )
     multimask_output: bool = True
     return_logits: bool = True
     normalize_coords: bool = True

@@ -29,7 +29,8 @@ class TextToSpeechRequest(Request):
 
     text: Annotated[
         str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_TEXT_CHARS)
-    ]
+    ] = Field(json_schema_extra={"default": ""})
+    """The runner API's document takes an absent one for an empty one, which is an error here."""
     description: str = Field(default=DEFAULT_DESCRIPTION, max_length=MAX_DESCRIPTION_CHARS)
     """The voice in words. Clients send it to all models: Parler-TTS speaks as it says, the others
     have the voice that they have."""

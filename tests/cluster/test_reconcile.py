@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,14 @@ import pytest
 from cluster import serve_client
 from cluster.ai_models import AIModel, RayOptions
 from cluster.capacity import ModelStatus
+from cluster.errors import ConfigError
+from cluster.http_api import HTTPSettings
 from cluster.reconcile import LEAVE_S, Reconciler
 from cluster.serve_config import app_name
 from cluster.settings import Device
+from deployments.ingress.config import APP, Token
+
+HTTP = HTTPSettings(host="127.0.0.1", port=8000)
 
 
 class Cluster:
@@ -24,19 +30,30 @@ class Cluster:
         self.failed: set[str] = set()
         self.deployed: list[list[str]] = []
         self.now = 0.0
+        self.http_in_the_way = ""
+        self.config: Mapping[str, Any] = {}
 
     def node_resources(self) -> list[dict[str, float]]:
         return [{"CPU": 8.0, "GPU": self.gpus}]
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"NodeID": "node"}]
 
     def details(self) -> dict[str, Any]:
         return {"applications": self.applications}
 
     def deploy(self, config: Mapping[str, Any]) -> None:
+        self.config = config
         self.deployed.append([application["name"] for application in config["applications"]])
         self.applications = {
-            application["name"]: {"deployed_app_config": application}
+            application["name"]: {"deployed_app_config": application, "deployments": {}}
             for application in config["applications"]
         }
+
+    def check_http(self, http: HTTPSettings) -> None:
+        assert http == HTTP
+        if self.http_in_the_way:
+            raise ConfigError(self.http_in_the_way)
 
     def model_status(self, models: tuple[AIModel, ...]) -> dict[Any, ModelStatus]:
         return {
@@ -49,7 +66,7 @@ class Cluster:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     cluster = Cluster()
-    for name in ("node_resources", "details", "deploy", "model_status"):
+    for name in ("node_resources", "nodes", "details", "deploy", "check_http", "model_status"):
         monkeypatch.setattr(serve_client, name, getattr(cluster, name))
     return cluster
 
@@ -161,6 +178,24 @@ def test_models_follow_the_gpus_and_what_lacks_is_said_when_it_changes(
     assert NAME_B in cluster.deployed[-1], "advertised until a moment ago"
 
 
+def test_a_lost_machine_is_first_left_to_serve(cluster: Cluster) -> None:
+    def seen_by_serve(*nodes: str | None) -> None:
+        replicas = [{"node_id": node} for node in nodes]
+        cluster.applications[NAME_A]["deployments"] = {"model": {"replicas": replicas}}
+
+    two = replace(A, capacity=2)
+    cluster.gpus = 2
+    keeper = reconciler(cluster, Device.GPU)
+    keeper.step([two])
+    cluster.gpus = 1
+    seen_by_serve("node", "lost")
+    assert not keeper.step([two])
+    assert keeper.waiting
+    seen_by_serve("node", None)
+    assert keeper.step([two])
+    assert not keeper.waiting
+
+
 def test_auto_takes_gpus_when_they_come_and_does_not_fall_back(cluster: Cluster) -> None:
     def asks_for() -> float:
         (deployment,) = cluster.applications[NAME_A]["deployed_app_config"]["deployments"]
@@ -181,3 +216,33 @@ def test_where_gpus_are_wanted_and_none_is_there_replicas_wait(cluster: Cluster)
     keeper = reconciler(cluster, Device.GPU)
     keeper.step([A, B])
     assert cluster.deployed == [[NAME_A, NAME_B]]
+
+
+def with_http(cluster: Cluster) -> Reconciler:
+    return Reconciler(
+        models_dir=Path("/models"), device=Device.CPU, http=HTTP, clock=lambda: cluster.now
+    )
+
+
+def test_tokens_of_the_http_api_are_renewed(cluster: Cluster) -> None:
+    keeper = with_http(cluster)
+    assert keeper.step([A])
+    assert cluster.deployed == [[NAME_A, APP]]
+    keeper.renew_tokens((Token.of("another-token-of-16"),))
+    assert keeper.step([A])
+    assert not keeper.step([A])
+    (deployment,) = cluster.applications[APP]["deployed_app_config"]["deployments"]
+    assert len(deployment["user_config"]["tokens"]) == 1
+
+
+def test_http_that_cannot_be_had_stops_no_model(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.http_in_the_way = "somebody else listens there"
+    keeper = with_http(cluster)
+    keeper.step([A])
+    keeper.renew_tokens(())
+    keeper.step([A, B])
+    assert cluster.deployed == [[NAME_A], [NAME_A, NAME_B]]
+    assert cluster.config["proxy_location"] == "Disabled"
+    assert caplog.text.count("no HTTP API: somebody else listens there") == 1

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from unittest.mock import patch
 
 import pytest
 from ray.serve._private.common import DeploymentID
@@ -19,7 +20,7 @@ class Controller:
     def __init__(self, cards: int) -> None:
         self.machines = [{"GPU": float(cards)}]
         self.models: dict[str, Model] = {}
-        self.now_s = time.time()
+        self.now_s = time.monotonic()
 
     def add(self, name: str, *, minimum: int = 0, maximum: int = 9, num_gpus: float = 1) -> "Model":
         """Adds a model with its warm replicas."""
@@ -47,6 +48,10 @@ class Model:
 
     def ask(self, now_s: float) -> None:
         """One round of the controller."""
+        with patch("cluster.scaling.monotonic", lambda: now_s):
+            self._ask(now_s)
+
+    def _ask(self, now_s: float) -> None:
         running = max(self.replicas - self.loading, 0)
         if running == 0 and self.load:
             # ray.serve.autoscaling_policy, _get_cold_start_scale_up_replicas

@@ -9,6 +9,7 @@ BRIDGE: dict[str, Any] = {
         {"pipeline": "llm", "model_id": "org/a", "warm": True, "slots": 4, "in_flight": 3},
         {"pipeline": "llm", "model_id": "org/b", "warm": True, "slots": 0, "in_flight": 0},
     ],
+    "containers": [],
     "registrations": [
         {
             "orchestrator": "https://orchestrator.example:8935",
@@ -21,6 +22,7 @@ BRIDGE: dict[str, Any] = {
 }
 NODE = {
     "NodeID": "n1",
+    "Draining": False,
     "NodeManagerAddress": "10.0.0.1",
     "NodeManagerHostname": "worker-1",
     "Resources": {"CPU": 8.0, "GPU": 4.0, "accelerator_type:H100": 1.0},
@@ -79,6 +81,12 @@ def test_replicas_by_state_and_what_the_bridge_adds() -> None:
     assert "https://orchestrator.example:8935  registered" in text
 
 
+def test_a_node_that_is_drained() -> None:
+    status = document(applications={}, nodes=[{**NODE, "Draining": True}], bridge=None)
+    assert (status["nodes"][0]["id"], status["nodes"][0]["draining"]) == ("n1", True)
+    assert "worker-1 (10.0.0.1), draining" in table(status)
+
+
 def test_without_a_bridge_what_it_knows_is_null() -> None:
     applications = {"llm--org--a": application("RUNNING", min_replicas=0, max_replicas=4)}
     status = document(applications=applications, nodes=[NODE], bridge=None)
@@ -114,3 +122,24 @@ def test_a_replica_that_has_no_machine_yet() -> None:
     status = document(applications={"llm--org--a": waiting}, nodes=[NODE], bridge=None)
     assert model(status)["starting"] == 1
     assert status["nodes"][0]["replicas"] == []
+
+
+def test_external_containers() -> None:
+    container = {
+        "pipeline": "llm",
+        "model_id": "org/b",
+        "url": "http://10.0.0.9:8000",
+        "slots": 0,
+        "in_flight": 1,
+        "detail": "/health answers 500",
+        "runner_version": "0.14.1",
+        "gpus": ["NVIDIA L40S"],
+    }
+    bridge = {**BRIDGE, "containers": [container]}
+    status = document(applications={}, nodes=[NODE], bridge=bridge)
+    assert model(status, "org/b")["state"] == "EXTERNAL"
+    assert status["containers"] == [container]
+    assert (
+        "http://10.0.0.9:8000  llm org/b  0      1          0.14.1  NVIDIA L40S  "
+        "/health answers 500" in table(status)
+    )

@@ -90,7 +90,7 @@ def save_sd3(directory: Path) -> None:
     StableDiffusion3Pipeline(
         transformer=SD3Transformer2DModel(
             sample_size=32,
-            num_layers=1,
+            num_layers=2,
             attention_head_dim=8,
             num_attention_heads=4,
             joint_attention_dim=2 * WIDTH,
@@ -117,7 +117,7 @@ def save_flux(directory: Path) -> None:
     FluxPipeline(
         transformer=FluxTransformer2DModel(
             num_layers=1,
-            num_single_layers=1,
+            num_single_layers=2,
             attention_head_dim=16,
             num_attention_heads=2,
             joint_attention_dim=WIDTH,

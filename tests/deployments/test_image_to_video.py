@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from deployments.errors import BadRequest
 from deployments.image_to_video import ImageToVideoReplica
-from deployments.schemas.image_to_video import ImageToVideoRequest, VideoResult
+from deployments.schemas.base import Result
+from deployments.schemas.image_to_video import FramesResult, ImageToVideoRequest
 from deployments.tiny_models.stable_video import FRAMES
 from tests.deployments.inputs import Asked, load, looks, photo, png
 
@@ -29,7 +31,7 @@ def request(**parameters: Any) -> ImageToVideoRequest:
     return ImageToVideoRequest.parse({**quick, **parameters})
 
 
-def read(result: VideoResult) -> tuple[NDArray[np.uint8], int]:
+def read(result: Result) -> tuple[NDArray[np.uint8], int]:
     """Returns a video's frames, N x H x W x 3, and its frames per second."""
     with av.open(io.BytesIO(result.files[0].data), "r") as container:
         stream = container.streams.video[0]
@@ -111,6 +113,20 @@ async def test_the_same_request_gives_the_same_bytes_and_every_parameter_counts(
         changed = (await video.run(request(**change))).result
         # The pixels, as another rate alone makes another file.
         assert np.any(read(plain)[0] != read(changed)[0]), change
+
+
+async def test_over_http_the_answer_is_the_frames(video: ImageToVideoReplica) -> None:
+    result = (await video.run(request(width=136, height=72).for_http())).result
+    assert isinstance(result, FramesResult)
+    pictures = [Image.open(io.BytesIO(file.data)) for file in result.files]
+    assert [picture.size for picture in pictures] == [(136, 72)] * FRAMES
+    # The same pictures as in the video, which loses a little.
+    frames, _ = read((await video.run(request(width=136, height=72))).result)
+    difference = np.stack([np.asarray(picture) for picture in pictures]).astype(int) - frames
+    assert np.abs(difference).mean() < 8
+    urls = [f"{number}.png" for number in range(FRAMES)]
+    (document,) = result.document(urls)["frames"]
+    assert document == [{"url": url, "seed": 1, "nsfw": False} for url in urls]
 
 
 async def test_few_frames_are_decoded_at_once(

@@ -2,8 +2,9 @@
 
 import asyncio
 import shutil
+import threading
 from collections.abc import Iterator
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ from deployments.schemas.llm import MAX_CONTENT_CHARS, LLMChunk, LLMRequest, LLM
 
 TINY_LLM = "livepeer-ray/tiny-qwen3"
 CONTEXT_TOKENS = 2048
+PATIENCE_S = 60.0
 
 
 def args(models_dir: Path, model_id: str = TINY_LLM) -> ModelArgs:
@@ -209,13 +211,57 @@ async def test_a_reader_that_goes_away_frees_its_slot(replica: LLMReplica) -> No
     await replica.check_health()
 
 
+@contextmanager
+def hanging(replica: LLMReplica) -> Iterator[threading.Event]:
+    """The model's next pass does not end before the context does; the event tells that it began."""
+    began, go_on = threading.Event(), threading.Event()
+
+    def hang(*_: object) -> None:
+        began.set()
+        go_on.wait(PATIENCE_S)
+
+    hook = replica._engine._manager.model.register_forward_pre_hook(hang)
+    try:
+        yield began
+    finally:
+        hook.remove()
+        go_on.set()
+
+
 async def test_an_answer_past_its_deadline_is_stopped(replica: LLMReplica) -> None:
-    with pytest.raises(InferenceFailed, match="stopped after 0 s"):
-        await replica.run(chat(max_tokens=500), timeout_s=0.05)
-    chunks = [chunk async for chunk in replica.stream(chat(max_tokens=500), timeout_s=0.05)]
+    stream = replica.stream(chat(max_tokens=500), timeout_s=2.0)
+    chunks = [await anext(stream)]
+    with hanging(replica):
+        chunks += [chunk async for chunk in stream]
+        with pytest.raises(InferenceFailed, match="stopped after 0 s: its time was over"):
+            await replica.run(chat(), timeout_s=0.05)
+        with pytest.raises(InferenceFailed, match="stopped after 0 s: its time was over"):
+            await anext(replica.stream(chat(), timeout_s=0.05))
     assert chunks[-1].finish_reason == "length"
     assert 0 < chunks[-1].usage.completion_tokens < 500
     await idle(replica)
+
+
+async def test_an_engine_that_hangs_is_given_up(
+    tiny_models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = LLMReplica(args=args(tiny_models_dir))
+    with hanging(replica) as began:
+        running, waiting = (asyncio.create_task(replica.run(chat())) for _ in range(2))
+        await asyncio.to_thread(began.wait, PATIENCE_S)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await replica.check_health()
+        assert not waiting.done()
+        monkeypatch.setattr("deployments.llm.STUCK_S", 0.0)
+        with pytest.raises(LivepeerRayError, match="the engine is stuck, it should have dropped"):
+            await replica.check_health()
+        # It can be run again on another replica, at once.
+        with pytest.raises(ReplicaBroken, match="the engine is stuck"):
+            await waiting
+    with pytest.raises(LivepeerRayError, match="the engine is stuck"):
+        await replica.check_health()
+    replica.close()
 
 
 async def test_cancelling_at_every_moment_harms_nobody(replica: LLMReplica) -> None:

@@ -10,7 +10,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
 from deployments import loras as loras_module
-from deployments.assembly import find_files, load_pipeline
+from deployments.assembly import ModelFiles, find_files, load_pipeline
 from deployments.errors import BadRequest, ReplicaError
 from deployments.loras import USUAL_FILE, parse_loras
 from deployments.text_to_image import TextToImageReplica
@@ -19,27 +19,27 @@ from tests.deployments.conftest import TINY_SD, ObservedReplica, args, request
 from tests.deployments.families import save_flux
 
 
+def save_lora(files: ModelFiles, directory: Path, *, with_text: bool = False) -> None:
+    """Saves one for this Stable Diffusion's UNet, and for its text encoder if wanted."""
+    pipe = load_pipeline(AutoPipelineForText2Image, files)
+    pipe.unet.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["to_q", "to_v"]))
+    if with_text:
+        pipe.text_encoder.add_adapter(
+            LoraConfig(r=2, init_lora_weights=False, target_modules=["q_proj"])
+        )
+    StableDiffusionPipeline.save_lora_weights(
+        directory,
+        unet_lora_layers=get_peft_model_state_dict(pipe.unet),
+        text_encoder_lora_layers=(
+            get_peft_model_state_dict(pipe.text_encoder) if with_text else None
+        ),
+    )
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _tiny_loras(tiny_models_dir: Path) -> None:
     """Writes two that fit, one for the UNet and one for the text encoder too, and bad ones."""
     files = find_files(TINY_SD, tiny_models_dir)
-
-    def save(directory: Path, *, with_text: bool) -> None:
-        pipe = load_pipeline(AutoPipelineForText2Image, files)
-        pipe.unet.add_adapter(
-            LoraConfig(r=2, init_lora_weights=False, target_modules=["to_q", "to_v"])
-        )
-        if with_text:
-            pipe.text_encoder.add_adapter(
-                LoraConfig(r=2, init_lora_weights=False, target_modules=["q_proj"])
-            )
-        StableDiffusionPipeline.save_lora_weights(
-            directory,
-            unet_lora_layers=get_peft_model_state_dict(pipe.unet),
-            text_encoder_lora_layers=(
-                get_peft_model_state_dict(pipe.text_encoder) if with_text else None
-            ),
-        )
 
     def save_another_kind(directory: Path) -> None:
         layers = {"somewhere.lora_A.weight": torch.ones(2, 4), "x.lora_B.weight": torch.ones(4, 2)}
@@ -53,8 +53,8 @@ def _tiny_loras(tiny_models_dir: Path) -> None:
         }
         save_file(layers, directory / USUAL_FILE)
 
-    write_repository(tiny_models_dir, "test/unet-1.5", lambda at: save(at, with_text=False))
-    write_repository(tiny_models_dir, "test/both", lambda at: save(at, with_text=True))
+    write_repository(tiny_models_dir, "test/unet-1.5", lambda at: save_lora(files, at))
+    write_repository(tiny_models_dir, "test/both", lambda at: save_lora(files, at, with_text=True))
     write_repository(tiny_models_dir, "test/another-kind", save_another_kind)
     write_repository(tiny_models_dir, "test/wrong-shape", save_wrong_shape)
     write_repository(

@@ -225,11 +225,9 @@ def test_a_model_that_cannot_warm_up_is_broken(tiny_models_dir: Path) -> None:
         Unwarmable(args=args(tiny_models_dir))
 
 
-def test_start_is_logged_with_its_times_and_inactive_flags(
+def test_start_is_logged_with_its_times(
     tiny_models_dir: Path, serve_log: pytest.LogCaptureFixture
 ) -> None:
-    EchoReplica(args=args(tiny_models_dir, sfast=True)).close()
-    assert "optimization flag SFAST has no effect yet" in serve_log.text
-    assert "DEEPCACHE" not in serve_log.text
+    EchoReplica(args=args(tiny_models_dir)).close()
     assert "is ready: loaded in" in serve_log.text
     assert "warmed up (7 characters) in" in serve_log.text

@@ -4,10 +4,11 @@ import asyncio
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,13 +40,19 @@ class RayCluster:
         title = f"ray::ServeReplica:{pipeline}--{model_id.replace('/', '--')}:"
         return {pid for pid, name in self._processes() if name.startswith(title)}
 
+    def ingress(self) -> set[int]:
+        """The process of the HTTP API."""
+        title = "ray::ServeReplica:http-api:"
+        return {pid for pid, name in self._processes() if name.startswith(title)}
+
     def working_replicas(self) -> set[int]:
         """The processes of all replicas but those that can never start."""
         failing = tuple(model_id.replace("/", "--") + ":" for model_id in (BROKEN, MISSING))
         return {
             pid
             for pid, name in self._processes()
-            if name.startswith("ray::ServeReplica:") and not any(part in name for part in failing)
+            if name.startswith("ray::ServeReplica:") and "http-api" not in name
+            if not any(part in name for part in failing)
         }
 
     def _processes(self) -> Iterator[tuple[int, str]]:
@@ -76,10 +83,13 @@ def ray_cluster(*, gpus: tuple[int, ...] = (0,)) -> Iterator[RayCluster]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _state_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Journals beside the tests' other files, and not in the home directory."""
+def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Journals beside the tests' other files, and an HTTP API on a port of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        http = f"127.0.0.1:{listening.getsockname()[1]}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIVEPEER_RAY_STATE_DIR", str(tmp_path_factory.mktemp("state")))
+        patch.setenv("LIVEPEER_RAY_HTTP", http)
         yield
 
 
@@ -107,6 +117,11 @@ class Deployed:
     def ai_models(self) -> Path:
         """The aiModels.json that names them."""
         return self.home / ".lpData/aiModels.json"
+
+    @property
+    def http(self) -> str:
+        """The url of the HTTP API."""
+        return f"http://{os.environ['LIVEPEER_RAY_HTTP']}"
 
     def only(self, *model_ids: str) -> str:
         """An aiModels.json with some of the entries."""
@@ -229,10 +244,10 @@ class Orchestrator:
         return {model_id: slots[what] for model_id, slots in capacity.items()}
 
 
-@pytest.fixture
-async def orchestrator() -> AsyncIterator[Orchestrator]:
+@asynccontextmanager
+async def loopback_orchestrator(listen: str) -> AsyncIterator[Orchestrator]:
     """A loopback orchestrator; whatever a worker does wrong fails the test."""
-    async with livepeer_ray("orchestrator", "--listen", "127.0.0.1:0", secret=SECRET) as process:
+    async with livepeer_ray("orchestrator", "--listen", listen, secret=SECRET) as process:
         line = await process.says("^orchestrator listening on https://")
         url = line.split()[3]
         connector = aiohttp.TCPConnector(ssl=False, limit=0)  # its certificate is seconds old
@@ -241,6 +256,13 @@ async def orchestrator() -> AsyncIterator[Orchestrator]:
             yield started
             status = await started.status()
             assert (status["faults"], status["late"]) == ([], [])
+
+
+@pytest.fixture
+async def orchestrator() -> AsyncIterator[Orchestrator]:
+    """One on a free port of this machine."""
+    async with loopback_orchestrator("127.0.0.1:0") as started:
+        yield started
 
 
 @dataclass(frozen=True, kw_only=True)

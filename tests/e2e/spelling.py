@@ -17,6 +17,7 @@ from deployments.errors import BadRequest
 from deployments.registry import Pipeline
 from deployments.replica import Replica
 from deployments.schemas.base import Chunk, Request, Result
+from deployments.schemas.responses import ImageToTextResponse
 
 
 class SpellingRequest(Request):
@@ -104,5 +105,6 @@ SPELLING = Pipeline(
     name="spelling",
     capability=38,
     request=SpellingRequest,
+    response=ImageToTextResponse,
     replica="tests.e2e.spelling:SpellingReplica",
 )

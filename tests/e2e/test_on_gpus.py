@@ -21,11 +21,11 @@ from ray.serve.handle import DeploymentHandle
 from cluster import serve_client
 from cluster.ai_models import AIModel, ModelKey, load_ai_models
 from cluster.capacity import capacity_of
-from cluster.hardware import GPU
 from cluster.placement import place
 from cluster.replica_gpus import gpus_by_model
 from cluster.serve_config import app_name, serve_config
 from cluster.supply import supply
+from deployments.hardware import GPU
 from tests.e2e.conftest import ray_cluster
 from tests.e2e.programs import PATIENCE_S
 from tests.fake_model import Place, place_of

@@ -5,10 +5,10 @@ import json
 import os
 import re
 import signal
-import socket
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import psutil
 
 from cluster.ai_models import ModelKey
@@ -25,6 +25,7 @@ from tests.e2e.conftest import (
     Orchestrator,
 )
 from tests.e2e.programs import PATIENCE_S, Program, livepeer_ray, program
+from tests.free_ports import free_port
 from tests.hub import running_hub
 
 THIRD = "livepeer-ray/tiny-sd-third"
@@ -37,11 +38,6 @@ def entry(model_id: str, **fields: object) -> dict[str, Any]:
 def child(start: Program, name: str) -> psutil.Process:
     (found,) = (child for child in psutil.Process(start.pid).children() if name in child.cmdline())
     return found
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
 
 
 def cluster_flags(deployed: Deployed, file: Path) -> tuple[str, ...]:
@@ -73,6 +69,17 @@ async def serves(deployed: Deployed, model_id: str) -> bool:
     return any(model["model_id"] == model_id and model["running"] for model in models)
 
 
+async def has_health(deployed: Deployed, model_id: str, health: str) -> None:
+    """Waits until the HTTP API tells this of a model; nothing where it does not serve it."""
+    async with aiohttp.ClientSession(deployed.http) as http, asyncio.timeout(PATIENCE_S):
+        while True:
+            async with http.get(f"/{PIPELINE}/{model_id}/health") as response:
+                told = await response.read()
+            if told.startswith(b"{") and json.loads(told).get("status", "") == health:
+                return
+            await asyncio.sleep(0.2)
+
+
 async def test_a_changed_file_is_served_and_the_models_that_stay_are_left_alone(
     orchestrator: Orchestrator, gateway: Gateway, deployed: Deployed, tmp_path: Path
 ) -> None:
@@ -89,6 +96,8 @@ async def test_a_changed_file_is_served_and_the_models_that_stay_are_left_alone(
     async with livepeer_ray("start", *flags, secret=SECRET) as start:
         await orchestrator.advertises({TINY: 2, SECOND: 1})
         replicas = deployed.ray.replicas(TINY) | deployed.ray.replicas(SECOND)
+        ingress = deployed.ray.ingress()
+        await has_health(deployed, THIRD, "")
         bridge = child(start, "bridge")
 
         # What is invalid changes nothing, not even by way of a process that starts anew.
@@ -104,6 +113,7 @@ async def test_a_changed_file_is_served_and_the_models_that_stay_are_left_alone(
         third.symlink_to(deployed.models_dir / f"models--{TINY.replace('/', '--')}")
         start.signal(signal.SIGHUP)
         await orchestrator.advertises({TINY: 2, SECOND: 1, THIRD: 1})
+        await has_health(deployed, THIRD, "OK")
 
         asked = asyncio.create_task(
             gateway.text_to_image(model_id=THIRD, num_inference_steps=150, width=512)
@@ -141,6 +151,8 @@ async def test_a_changed_file_is_served_and_the_models_that_stay_are_left_alone(
 
         assert deployed.ray.replicas(TINY) | deployed.ray.replicas(SECOND) == replicas
         assert child(start, "bridge").pid == bridge.pid
+        await has_health(deployed, THIRD, "")
+        assert deployed.ray.ingress() == ingress
 
 
 async def test_a_bridge_alone_follows_its_file(

@@ -94,5 +94,6 @@ def test_what_does_not_apply_is_ignored_with_a_warning(write: Write) -> None:
     assert models.models[1].ray == RayOptions()
     assert warnings(models) == [
         "entry 1 (text-to-image org/name): token: ignored without a url",
-        "entry 2 (text-to-image b): ray: ignored, the model runs at its url",
+        "entry 2 (text-to-image b): ray: ignored but for live_runner_price, the model runs at "
+        "its url",
     ]

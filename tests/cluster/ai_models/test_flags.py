@@ -35,6 +35,10 @@ def test_flag_off(write: Write, value: object) -> None:
             "optimization_flags: DEEPCACHE ignored: it costs a Lightning or Turbo model",
         ),
         (
+            {"warm": True, "pipeline": "llm"},
+            "optimization_flags: ignored, they are for diffusion models",
+        ),
+        (
             {"warm": True, "url": "http://h:1"},
             "optimization_flags: ignored, the model runs at its url",
         ),
@@ -44,7 +48,7 @@ def test_flags_that_are_dropped(write: Write, fields: dict[str, Any], warning: s
     models = load_ai_models(write([entry(optimization_flags={"DEEPCACHE": True}, **fields)]))
     assert models.models[0].flags == OptimizationFlags()
     (said,) = warnings(models)
-    assert said.startswith("entry 1 (text-to-image ")
+    assert said.startswith(f"entry 1 ({fields.get('pipeline', 'text-to-image')} ")
     assert warning in said
 
 

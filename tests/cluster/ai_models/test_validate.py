@@ -35,7 +35,7 @@ def test_table(write: Write) -> None:
         "text-to-image  a/b       no    1         -      Ray, CPU",
         "text-to-image  b         no    1         -      Ray, 0.25 GPU a replica, on L40S, "
         "2 requests at a time, up to 3 replicas",
-        "llm            c/d       yes   1         -      http://h:8000",
+        "llm            c/d       yes   1         -      http://h:8000, with a token",
     ]
     assert TOKEN not in repr(models)
 

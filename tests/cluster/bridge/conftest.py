@@ -1,11 +1,13 @@
 """A bridge in this process, between a real orchestrator port and a backend that the test steers."""
 
 import asyncio
+import datetime
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before grpc is imported; it writes to stderr
 
@@ -15,14 +17,16 @@ from pydantic import SecretStr
 
 from cluster.ai_models import ModelKey
 from cluster.bridge.address import Address
-from cluster.bridge.bridge import Bridge, JobRecord
+from cluster.bridge.bridge import Bridge
 from cluster.bridge.deadlines import Deadlines
 from cluster.bridge.inputs import Inputs
 from cluster.bridge.journal import Journal
+from cluster.bridge.record import JobRecord
 from cluster.bridge.registration import WorkerRegistration
 from cluster.bridge.results import Delivery
 from cluster.capacity import Capacity, ModelCapacity
 from cluster.loopback import LoopbackOrchestrator
+from cluster.loopback.certificate import ServerCertificate, make_certificate
 from cluster.protocol import lp_rpc_pb2 as pb
 from deployments.schemas.base import Chunk, Completed, MediaFile, Request, Result
 from deployments.schemas.images import Image, ImagesResult
@@ -197,6 +201,18 @@ async def ask(orchestrator: LoopbackOrchestrator) -> AsyncIterator[Ask]:
                 return response.status, await response.json()
 
         yield send
+
+
+def certificate_from_tomorrow() -> ServerCertificate:
+    """What an orchestrator has whose clock is a day ahead, or since ours was set back."""
+
+    class Tomorrow(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> "Tomorrow":
+            return super().now(tz) + datetime.timedelta(days=1)
+
+    with patch("cluster.loopback.certificate.datetime.datetime", Tomorrow):
+        return make_certificate("127.0.0.1")
 
 
 def address(orchestrator: LoopbackOrchestrator) -> Address:

@@ -13,12 +13,13 @@ from pydantic import SecretStr
 
 from cluster.ai_models import ModelKey
 from cluster.bridge.address import Address
-from cluster.bridge.bridge import Bridge, JobRecord
+from cluster.bridge.bridge import Bridge
 from cluster.bridge.deadlines import Deadlines
 from cluster.bridge.event_stream import event
 from cluster.bridge.inputs import Inputs
 from cluster.bridge.job import Job
 from cluster.bridge.peer import Peer, identify
+from cluster.bridge.record import JobRecord
 from cluster.bridge.results import Delivery
 from cluster.capacity import Capacity, ModelCapacity
 from cluster.errors import InsufficientCapacity, JobRejected
@@ -145,7 +146,7 @@ class Rig:
         self.stop = asyncio.Event()
         self.bridge: Bridge
 
-    def job(self, task_id: int = 1, **parameters: Any) -> Job:
+    async def job(self, task_id: int = 1, **parameters: Any) -> Job:
         """Hands a streaming job to the bridge."""
         messages = [{"role": "user", "content": "hi"}]
         request = {"messages": messages, "model": CHAT.model_id, "stream": True, **parameters}
@@ -156,7 +157,7 @@ class Rig:
             peer=self.peer,
             received_at=asyncio.get_running_loop().time(),
         )
-        self.bridge.accept(job)
+        await self.bridge.accept(job)
         return job
 
     async def record(self) -> JobRecord:
@@ -216,7 +217,7 @@ def reasons(body: bytes) -> list[str]:
 async def test_a_stream_is_written_as_the_orchestrator_reads_it() -> None:
     async with rig() as running:
         running.chat.say(chunk("Hé"), chunk("", "stop", 2))
-        running.job()
+        await running.job()
         record = await running.record()
     assert record.delivered
     assert (record.outcome, record.model_id) == ("ok", CHAT.model_id)
@@ -243,7 +244,7 @@ async def test_a_stream_is_written_as_the_orchestrator_reads_it() -> None:
 
 async def test_each_chunk_is_sent_when_it_is_there() -> None:
     async with rig() as running:
-        running.job()
+        await running.job()
         for text in ("a", "b", "c"):
             running.chat.say(chunk(text))
             assert f'"content":"{text}"'.encode() in await running.line()
@@ -264,7 +265,7 @@ async def test_a_failure_before_the_first_chunk_is_answered_as_an_error(
     first: Exception | None, text: str
 ) -> None:
     async with rig() as running:
-        running.job()
+        await running.job()
         assert running.orchestrator.headers == []
         running.chat.say(first)
         record = await running.record()
@@ -277,7 +278,7 @@ async def test_a_failure_before_the_first_chunk_is_answered_as_an_error(
 
 async def test_no_chunk_within_the_deadline_is_answered_as_an_error() -> None:
     async with rig(deadline_s=0.2) as running:
-        running.job()
+        await running.job()
         record = await running.record()
     assert "no result within" in record.outcome
     assert running.orchestrator.headers[0]["Content-Type"] == "livepeer/ai-worker-error"
@@ -290,7 +291,7 @@ async def test_a_stream_that_breaks_ends_with_an_error_as_its_finish_reason(
 ) -> None:
     async with rig() as running:
         running.chat.say(chunk("a"), chunk("b", tokens=2), end)
-        running.job()
+        await running.job()
         record = await running.record()
     (body,) = running.orchestrator.bodies
     assert reasons(body) == ["", "", "error"]
@@ -302,7 +303,7 @@ async def test_a_stream_that_breaks_ends_with_an_error_as_its_finish_reason(
 async def test_nothing_follows_the_finishing_chunk() -> None:
     async with rig() as running:
         running.chat.say(chunk("a"), chunk("", "stop"), chunk("too late"), None)
-        running.job()
+        await running.job()
         await running.record()
         assert running.chat.open == 0
     assert reasons(running.orchestrator.bodies[0]) == ["", "stop"]
@@ -312,9 +313,9 @@ async def test_the_slot_is_held_until_the_stream_ends(monkeypatch: pytest.Monkey
     monkeypatch.setattr("cluster.bridge.admission.WAIT_S", 0.05)
     async with rig() as running:
         running.chat.say(chunk("a"))
-        running.job(1)
+        await running.job(1)
         await running.line()
-        running.job(2)
+        await running.job(2)
         await asyncio.sleep(0.1)
         assert running.chat.open == 1, "the second waits"
         running.chat.say(chunk("", "stop"))
@@ -328,7 +329,7 @@ async def test_a_stream_that_broke_off_is_stopped_and_never_sent_again() -> None
     async with rig() as running:
         running.orchestrator.break_off = True
         running.chat.say(chunk("a"))
-        running.job()
+        await running.job()
         record = await running.record()
         assert not record.delivered
         assert running.chat.open == 0
@@ -354,7 +355,7 @@ async def test_an_orchestrator_that_is_away_for_a_moment_gets_its_stream(
     monkeypatch.setattr(Delivery, "_post", refused_once)
     async with rig() as running:
         running.chat.say(chunk("a"), chunk("", "stop"))
-        running.job()
+        await running.job()
         assert (await running.record()).delivered
     assert tries == 2
     assert reasons(running.orchestrator.bodies[0]) == ["", "stop"]
@@ -363,7 +364,7 @@ async def test_an_orchestrator_that_is_away_for_a_moment_gets_its_stream(
 async def test_a_stream_ends_at_its_jobs_deadline() -> None:
     async with rig(deadline_s=0.5) as running:
         running.chat.say(chunk("a"))
-        running.job()
+        await running.job()
         record = await running.record()
         assert running.chat.open == 0
     assert reasons(running.orchestrator.bodies[0]) == ["", "length"]
@@ -376,7 +377,7 @@ async def test_a_stream_outlives_the_time_that_a_reply_may_take(
     monkeypatch.setattr("cluster.bridge.results.STALL_TIMEOUT_S", 0.2)
     async with rig() as running:
         running.chat.say(chunk("a"))
-        running.job()
+        await running.job()
         await running.line()
         await asyncio.sleep(0.6)
         running.chat.say(chunk("", "stop"))
@@ -386,7 +387,7 @@ async def test_a_stream_outlives_the_time_that_a_reply_may_take(
 async def test_the_end_of_the_bridge_ends_its_streams() -> None:
     async with rig(grace_s=0.05) as running:
         running.chat.say(chunk("a"))
-        running.job()
+        await running.job()
         await running.line()
         running.stop.set()
         assert (await running.record()).delivered

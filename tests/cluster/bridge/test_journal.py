@@ -2,7 +2,10 @@
 
 import asyncio
 import json
-import os
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -106,6 +109,38 @@ async def test_old_jobs_are_forgotten(tmp_path: Path, peer: Peer) -> None:
     second.close()
 
 
+async def test_after_a_restart_of_the_machine_its_jobs_are_answered(
+    tmp_path: Path, peer: Peer
+) -> None:
+    first = opened(tmp_path, peer.address)
+    first.taken(job(1, peer))
+    first.close()
+    file = only_file(tmp_path)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    # As if its clock, which starts with the machine, had been far ahead of what it is now.
+    lines[1]["taken"][3] += 1e6
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    second = opened(tmp_path, peer.address)
+    (left,) = second.left_over()
+    assert 0 <= asyncio.get_running_loop().time() - left.received_at < 60
+    second.close()
+
+
+async def test_a_clock_that_is_set_changes_nothing(
+    tmp_path: Path, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = opened(tmp_path, peer.address)
+    first.taken(job(1, peer))
+    first.close()
+    now = time.time()
+    for hours in (-24, 24):
+        monkeypatch.setattr(time, "time", lambda hours=hours: now + hours * 3600)
+        second = opened(tmp_path, peer.address)
+        (left,) = second.left_over()
+        assert 0 <= asyncio.get_running_loop().time() - left.received_at < 60
+        second.close()
+
+
 async def test_the_file_stays_small(
     tmp_path: Path, peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,28 +158,56 @@ async def test_the_file_stays_small(
     again.close()
 
 
+@contextmanager
+def disk_full(at_bytes: int) -> Iterator[None]:
+    """The kernel lets no file grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (at_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 async def test_what_a_full_disk_did_not_take_is_written_when_there_is_room(
-    tmp_path: Path, peer: Peer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, peer: Peer, caplog: pytest.LogCaptureFixture
 ) -> None:
     journal = opened(tmp_path, peer.address)
     journal.taken(job(1, peer))
-    write = os.write
-
-    def full(file: int, data: bytes) -> int:
-        return write(file, data[:7])
-
-    monkeypatch.setattr(os, "write", full)
-    journal.taken(job(2, peer))
-    journal.taken(job(3, peer))
-    journal.answered(job(1, peer))
+    with disk_full(only_file(tmp_path).stat().st_size + 7):
+        journal.taken(job(2, peer))
+        journal.taken(job(3, peer))
+        journal.answered(job(1, peer))
     assert caplog.text.count("cannot be written") == 1
-    monkeypatch.undo()
     journal.taken(job(4, peer))
     assert "can be written again" in caplog.text
     journal.close()
     again = opened(tmp_path, peer.address)
     assert task_ids(again) == [2, 3, 4]
     again.close()
+
+
+async def test_a_full_disk_costs_no_job(
+    orchestrator: LoopbackOrchestrator,
+    ask: Ask,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # So small that the file is also written anew, which is where it is made smaller.
+    monkeypatch.setattr(journal_module, "MAX_BYTES", 100)
+    journal = opened(tmp_path, address(orchestrator))
+    async with running(address(orchestrator), capacity(a=1), journal=journal) as bridge:
+        await registered(orchestrator)
+        assert (await ask())[0] == 200
+        with disk_full(7):
+            assert [(await ask())[0] for _ in range(4)] == [200] * 4
+        assert (await ask())[0] == 200
+        while len(bridge.records) < 6:
+            await asyncio.sleep(0.01)
+    assert caplog.text.count("cannot be written") == 1
+    assert task_ids(journal) == []
+    journal.close()
 
 
 async def test_bridges_of_one_machine_have_journals_of_their_own(

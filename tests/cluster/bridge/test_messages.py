@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from cluster.ai_models import ModelKey
 from cluster.bridge.address import Address
 from cluster.bridge.capabilities import capabilities, hardware
-from cluster.bridge.job import Job, read_work
+from cluster.bridge.job import MAX_JOB_BYTES, Job, read_work
 from cluster.bridge.peer import Peer
 from cluster.bridge.results import failure
 from cluster.capacity import Capacity, ModelCapacity
 from cluster.errors import InsufficientCapacity, JobError, JobRejected
-from cluster.hardware import GPU
 from cluster.protocol import lp_rpc_pb2 as pb
+from deployments.hardware import GPU
 from deployments.schemas.text_to_image import TextToImageRequest
 
 A = ModelKey("text-to-image", "org/a")
@@ -30,6 +30,12 @@ def job(data: bytes | object, *, pipeline: str = "text-to-image") -> Job:
 
 def envelope(**request: object) -> object:
     return {"input_url": "", "request": request}
+
+
+@pytest.mark.parametrize("name", ["p\r\nTaskId: 7", "\x1b[31m", "pipéline", "p" * 101])
+def test_a_name_that_is_no_header_is_none(name: str) -> None:
+    message = pb.NotifyAIJob(taskId=1, AIJobData=pb.AIJobData(pipeline=name))
+    assert Job.from_message(message, peer=PEER, received_at=0.0).pipeline == "unknown"
 
 
 def test_capabilities_as_a_go_worker_sends_them() -> None:
@@ -86,6 +92,7 @@ def test_without_a_model_id_the_only_model_is_meant() -> None:
         (b"{", "not JSON"),
         (b"\xff\xfe", "not JSON"),
         (b"[" * 100_000, "not JSON"),
+        (b" " * (MAX_JOB_BYTES + 1), "the job has 16777217 bytes, more than the 16777216"),
         (b"[]", "`request` object"),
         (b'{"request": []}', "`request` object"),
         (b'{"input_url": ""}', "`request` object"),

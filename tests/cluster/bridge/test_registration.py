@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.bridge.address import Address
+from cluster.bridge.job import Job
 from cluster.bridge.peer import identify
 from cluster.bridge.registration import BACKOFF_MAX_S, backoff_s
 from cluster.bridge.stream import open_stream
@@ -27,6 +28,7 @@ from tests.cluster.bridge.conftest import (
     Ask,
     address,
     capacity,
+    certificate_from_tomorrow,
     registered,
     running,
 )
@@ -58,9 +60,8 @@ async def register(where: Address, *, secret: str = SECRET, pin: str | None = No
     request = pb.RegisterAIWorkerRequest(
         secret=secret, capabilities=pb.Capabilities(version="0.9.1")
     )
-    stream = await open_stream(
-        request, address=where, pin=pin, last_peer=None, on_job=lambda _: None
-    )
+    jobs: asyncio.Queue[Job] = asyncio.Queue()
+    stream = await open_stream(request, address=where, pin=pin, last_peer=None, on_job=jobs.put)
     await stream.close()
 
 
@@ -89,6 +90,12 @@ async def test_one_that_speaks_garbage_over_tls() -> None:
     tls = make_certificate("127.0.0.1").tls
     async with listening(says_garbage, tls=tls) as port:
         with pytest.raises(OrchestratorUnreachable, match="UNAVAILABLE"):
+            await register(Address("127.0.0.1", port))
+
+
+async def test_one_whose_clock_is_another() -> None:
+    async with listening(says_nothing, tls=certificate_from_tomorrow().tls) as port:
+        with pytest.raises(OrchestratorUnreachable, match=r"valid from .* set the clock of one"):
             await register(Address("127.0.0.1", port))
 
 

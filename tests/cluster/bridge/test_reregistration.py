@@ -125,7 +125,7 @@ async def test_jobs_that_cross_the_farewell_are_taken(orchestrator: LoopbackOrch
             address=Address("127.0.0.1", port),
             pin=None,
             last_peer=None,
-            on_job=jobs.put_nowait,
+            on_job=jobs.put,
         )
         (worker,) = orchestrator.workers
         leaving = asyncio.create_task(stream.leave())

@@ -12,12 +12,12 @@ from pydantic import SecretStr
 
 from cluster.bridge.address import Address
 from cluster.bridge.job import Job
-from cluster.bridge.peer import identify
+from cluster.bridge.peer import identify, peer_with
 from cluster.bridge.results import Delivery, failure, success
 from cluster.errors import DeadlinePassed, InsufficientCapacity, JobFailed, JobRejected
 from cluster.loopback.certificate import make_certificate
 from deployments.schemas.segment_anything_2 import SegmentAnything2Result
-from tests.cluster.bridge.conftest import PNG, image_result
+from tests.cluster.bridge.conftest import PNG, certificate_from_tomorrow, image_result
 
 SECRET = "s3cret"
 
@@ -69,6 +69,7 @@ def test_what_the_replica_wrote_out_is_not_written_again() -> None:
     ("error", "text"),
     [
         (JobRejected("bad\nwidth"), "text-to-image container returned 400: bad width"),
+        (InsufficientCapacity("no \x1b[31m\x07\u202e"), "insufficient capacity: no [31m"),
         (InsufficientCapacity("busy"), "insufficient capacity: busy"),
         (JobFailed("oh"), "text-to-image container returned 500: oh"),
         (DeadlinePassed("late"), "text-to-image container returned 500: late"),
@@ -138,6 +139,16 @@ async def test_an_answer_has_the_headers_of_a_worker(delivery: Delivery) -> None
     assert headers["TaskId"] == "12"
     assert headers["Pipeline"] == "text-to-image"
     assert headers["Content-Length"] == str(len(orchestrator.bodies[0]))
+
+
+async def test_a_clock_that_was_set_back_since_costs_no_answer(delivery: Delivery) -> None:
+    orchestrator = Orchestrator()
+    certificate = certificate_from_tomorrow()
+    async with orchestrator.running(certificate.tls):
+        peer = peer_with(Address("127.0.0.1", orchestrator.port), certificate.pem)
+        now = asyncio.get_running_loop().time()
+        job = Job(task_id=1, pipeline="llm", data=b"", peer=peer, received_at=now)
+        assert await delivery.deliver(job, success(image_result(1)))
 
 
 async def test_a_large_answer_arrives_whole(delivery: Delivery) -> None:

@@ -22,11 +22,7 @@ from tests.cluster.bridge.conftest import (
     registered,
     running,
 )
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
+from tests.free_ports import free_port
 
 
 def state_of(bridge: Running) -> Callable[[], BridgeState]:
@@ -43,7 +39,7 @@ def state_of(bridge: Running) -> Callable[[], BridgeState]:
 async def asking(bridge: Running) -> AsyncIterator[Callable[[str], Any]]:
     port = free_port()
     async with (
-        state_endpoint(("127.0.0.1", port), state_of(bridge)),
+        state_endpoint(("127.0.0.1", port), state_of(bridge), metrics=bytes),
         aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http,
     ):
 
@@ -86,7 +82,13 @@ async def test_a_registration_from_its_beginning_to_its_loss() -> None:
         assert registration["orchestrator"] == orchestrator.url
         assert registration["certificate"] == orchestrator.fingerprint
         assert registration["advertised"] == [
-            {"pipeline": "text-to-image", "model_id": "org/a", "slots": 2, "warm": True}
+            {
+                "pipeline": "text-to-image",
+                "model_id": "org/a",
+                "slots": 2,
+                "warm": True,
+                "runner_version": "",
+            }
         ]
 
         await orchestrators.aclose()
@@ -115,7 +117,8 @@ async def test_a_port_in_use_is_a_warning(
 ) -> None:
     async with running(address(orchestrator), capacity()) as bridge:
         with socket.create_server(("127.0.0.1", 0)) as listening:
-            async with state_endpoint(listening.getsockname()[:2], state_of(bridge)):
+            where = listening.getsockname()[:2]
+            async with state_endpoint(where, state_of(bridge), metrics=bytes):
                 (record,) = (
                     record for record in caplog.records if "--state-listen" in record.getMessage()
                 )
@@ -126,5 +129,5 @@ async def test_no_endpoint() -> None:
     def never() -> BridgeState:
         raise AssertionError("nobody can ask")
 
-    async with state_endpoint(None, never):
+    async with state_endpoint(None, never, metrics=bytes):
         pass

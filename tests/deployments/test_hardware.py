@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cluster.hardware import GPU, local_gpus
+from deployments.hardware import GPU, local_gpus
 
 CARD, MIG = "GPU-0af7", "MIG-91b2"
 
@@ -59,6 +59,11 @@ class FakeNVML:
             raise FakeNVMLError("GPU is lost")
         return SimpleNamespace(free=5, total=10 if device == MIG else 80)
 
+    def nvmlDeviceGetUtilizationRates(self, device: str) -> Any:  # noqa: N802
+        if device == MIG:
+            raise FakeNVMLError("Not Supported")
+        return SimpleNamespace(gpu=60, memory=20)
+
     def nvmlDeviceGetUUID(self, device: str) -> str:  # noqa: N802
         return device
 
@@ -66,8 +71,17 @@ class FakeNVML:
         return "NVIDIA H100 MIG 1g.10gb" if device == MIG else "NVIDIA H100"
 
 
-def gpu(uuid: str, *, name: str = "NVIDIA H100", total: int = 80) -> GPU:
-    return GPU(id=uuid, name=name, major=9, minor=0, memory_free_bytes=5, memory_total_bytes=total)
+def gpu(uuid: str, *, name: str = "NVIDIA H100", total: int = 80, busy: bool = True) -> GPU:
+    return GPU(
+        id=uuid,
+        name=name,
+        major=9,
+        minor=0,
+        memory_free_bytes=5,
+        memory_total_bytes=total,
+        compute_percent=60 if busy else 0,
+        memory_percent=20 if busy else 0,
+    )
 
 
 def test_all_cards_of_a_machine() -> None:
@@ -77,7 +91,7 @@ def test_all_cards_of_a_machine() -> None:
 
 
 def test_names_as_in_cuda_visible_devices() -> None:
-    mig = gpu(MIG, name="NVIDIA H100 MIG 1g.10gb", total=10)
+    mig = gpu(MIG, name="NVIDIA H100 MIG 1g.10gb", total=10, busy=False)
     assert local_gpus(["1", CARD, MIG], nvml=FakeNVML()) == {
         "1": gpu("GPU-77c1"),
         CARD: gpu(CARD),

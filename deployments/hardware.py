@@ -22,6 +22,10 @@ class GPU:
     """CUDA compute capability, major.minor."""
     memory_free_bytes: int
     memory_total_bytes: int
+    compute_percent: int = 0
+    memory_percent: int = 0
+    """Of the last moments: in how many of them it computed, and moved data. 0 for a MIG instance,
+    of which NVML does not say."""
 
 
 def local_gpus(ids: Iterable[str] | None = None, *, nvml: Any = pynvml) -> dict[str, GPU]:
@@ -64,6 +68,11 @@ def own_gpu_ids(_actor: object) -> list[str]:
     return ids
 
 
+def own_gpus() -> list[GPU]:
+    """The GPUs that Ray gave the actor in which this runs, as they are now."""
+    return list(local_gpus(own_gpu_ids(None)).values())
+
+
 def _read(name: str, nvml: Any) -> GPU:
     if name.isdecimal():
         device = nvml.nvmlDeviceGetHandleByIndex(int(name))
@@ -74,6 +83,7 @@ def _read(name: str, nvml: Any) -> GPU:
     card = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(device) if mig else device
     major, minor = nvml.nvmlDeviceGetCudaComputeCapability(card)
     memory = nvml.nvmlDeviceGetMemoryInfo(device)
+    busy = None if mig else nvml.nvmlDeviceGetUtilizationRates(device)
     return GPU(
         id=str(nvml.nvmlDeviceGetUUID(device)),
         name=str(nvml.nvmlDeviceGetName(device)),
@@ -81,4 +91,6 @@ def _read(name: str, nvml: Any) -> GPU:
         minor=int(minor),
         memory_free_bytes=int(memory.free),
         memory_total_bytes=int(memory.total),
+        compute_percent=int(busy.gpu) if busy else 0,
+        memory_percent=int(busy.memory) if busy else 0,
     )

@@ -1,0 +1,165 @@
+"""Live runners at a real loopback orchestrator: announced, changed, forgotten, refused."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from cluster.ai_models import ModelKey
+from cluster.bridge.address import Address
+from cluster.bridge.live_runner import LiveRunnerRegistration
+from cluster.capacity import Capacity, ModelCapacity
+from cluster.errors import InvalidSecret
+from cluster.loopback.live_runners import LiveRunners
+from cluster.loopback.server import LoopbackOrchestrator
+
+SECRET = "s3cret"
+SD, LLM = ModelKey("text-to-image", "org/sd"), ModelKey("llm", "org/chat")
+HEARTBEAT_S = 0.2
+
+
+def capacity(**slots: int) -> Capacity:
+    keys = {"sd": SD, "llm": LLM}
+    return Capacity(
+        models={
+            keys[name]: ModelCapacity(slots=number, warm=True) for name, number in slots.items()
+        }
+    )
+
+
+def registration(orchestrator: LoopbackOrchestrator, **options: Any) -> LiveRunnerRegistration:
+    return LiveRunnerRegistration(
+        **{
+            "address": Address.parse(orchestrator.url),
+            "secret": SecretStr(SECRET),
+            "runner_url": lambda key: f"http://127.0.0.1:1/{key.pipeline}/{key.model_id}",
+            **options,
+        }
+    )
+
+
+@pytest.fixture
+async def orchestrator() -> AsyncIterator[LoopbackOrchestrator]:
+    async with LoopbackOrchestrator(secret=SECRET, heartbeat_s=HEARTBEAT_S) as running:
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def working(registration: LiveRunnerRegistration) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(registration.run())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def known(runners: LiveRunners) -> dict[str, int]:
+    return {one["app"]: one["capacity"] for one in runners.discovery(orchestrator="https://o")}
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_each_model_is_a_runner_and_changes_are_told_at_once(
+    orchestrator: LoopbackOrchestrator,
+) -> None:
+    door = registration(orchestrator)
+    seen = orchestrator.live_runners
+    door.announce(capacity(sd=2, llm=16))
+    async with working(door):
+        await until(lambda: known(seen) == {"text-to-image/org/sd": 2, "llm/org/chat": 16})
+        await until(lambda: door.state.registered and len(door.state.advertised.models) == 2)
+        assert door.state.advertised == capacity(sd=2, llm=16)
+        door.announce(capacity(sd=3))
+        await until(lambda: known(seen) == {"text-to-image/org/sd": 3})
+        door.announce(Capacity())
+        await until(lambda: known(seen) == {})
+        door.announce(capacity(llm=1))
+        await until(lambda: known(seen) == {"llm/org/chat": 1})
+    assert known(seen) == {}, "all have said farewell"
+
+
+async def test_heartbeats_keep_a_runner_alive_and_its_silence_ends_it(
+    orchestrator: LoopbackOrchestrator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    door = registration(orchestrator)
+    door.announce(capacity(sd=1))
+    async with working(door):
+        await until(lambda: bool(known(orchestrator.live_runners)))
+        # Longer than it would last without.
+        await asyncio.sleep(HEARTBEAT_S * 6)
+        assert known(orchestrator.live_runners) == {"text-to-image/org/sd": 1}
+        # A bridge that was killed says no farewell.
+        monkeypatch.setattr("cluster.bridge.heartbeats.Heartbeats.leave", _nothing)
+    assert known(orchestrator.live_runners)
+    await until(lambda: not known(orchestrator.live_runners))
+
+
+async def _nothing(*_: Any) -> None: ...
+
+
+async def test_an_orchestrator_that_forgot_it_is_told_again(
+    orchestrator: LoopbackOrchestrator,
+) -> None:
+    door = registration(orchestrator)
+    door.announce(capacity(sd=1, llm=2))
+    async with working(door):
+        await until(lambda: len(known(orchestrator.live_runners)) == 2)
+        orchestrator.live_runners.forget_all()
+        await until(lambda: len(known(orchestrator.live_runners)) == 2)
+
+
+async def test_a_restarted_orchestrator_with_another_certificate_is_told_again() -> None:
+    async with LoopbackOrchestrator(secret=SECRET, heartbeat_s=HEARTBEAT_S) as first:
+        door = registration(first)
+        door.announce(capacity(sd=1))
+        task = asyncio.create_task(door.run())
+        await until(lambda: bool(known(first.live_runners)))
+        port, before = first.port, door.state.certificate
+    async with LoopbackOrchestrator(secret=SECRET, port=port, heartbeat_s=HEARTBEAT_S) as second:
+        await until(lambda: bool(known(second.live_runners)))
+        assert door.state.certificate == second.fingerprint != before
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert not known(second.live_runners)
+
+
+async def test_a_wrong_secret_is_fatal(orchestrator: LoopbackOrchestrator) -> None:
+    door = registration(orchestrator, secret=SecretStr("wrong"))
+    door.announce(capacity(sd=1))
+    with pytest.raises(InvalidSecret, match="it must be the -orchSecret"):
+        async with asyncio.timeout(20):
+            await door.run()
+
+
+async def test_what_is_refused_is_said_and_disturbs_no_other(
+    orchestrator: LoopbackOrchestrator,
+) -> None:
+    urls = {SD: "nonsense", LLM: "http://127.0.0.1:1/llm"}
+    door = registration(orchestrator, runner_url=urls.__getitem__)
+    door.announce(capacity(sd=1, llm=1))
+    async with working(door):
+        await until(lambda: known(orchestrator.live_runners) == {"llm/org/chat": 1})
+        await until(lambda: "with 400: invalid runner_url" in door.state.detail)
+        assert "text-to-image org/sd" in door.state.detail
+        assert door.state.advertised == capacity(llm=1)
+
+
+async def test_an_orchestrator_that_does_not_know_this_door_is_said_to_need_a_flag(
+    orchestrator: LoopbackOrchestrator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "cluster.loopback.live_runner_routes.LiveRunnerRoutes.has", lambda *_: False
+    )
+    door = registration(orchestrator)
+    door.announce(capacity(sd=1))
+    async with working(door):
+        await until(lambda: "-useLiveRunners" in door.state.detail)
+        assert not door.state.registered

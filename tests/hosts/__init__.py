@@ -1,0 +1,1 @@
+"""Several machines on one: hosts in namespaces of their own, each with an sshd."""
