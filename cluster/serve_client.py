@@ -19,7 +19,7 @@ from ray._private.authentication.authentication_token_setup import (
 from ray._private.state import state
 from ray.exceptions import RayError
 from ray.serve._private.api import serve_start
-from ray.serve.config import gRPCOptions
+from ray.serve.config import HTTPOptions, gRPCOptions
 from ray.serve.context import _disconnect, _get_global_client
 from ray.serve.schema import ServeDeploySchema
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -184,11 +184,12 @@ def check_http(http: HTTPSettings) -> None:
         return
     if _text(there["proxy_location"]) == "Disabled":
         raise ConfigError("Serve runs without HTTP, and would have to be shut down to change that")
-    options = there["http_options"]
-    if (options["host"], options["port"]) != (http.host, http.port):
+    # What nobody has set is left out.
+    options = HTTPOptions.model_validate(there.get("http_options", {}))
+    if (options.host, options.port) != (http.host, http.port):
         logger.warning(
             "Serve's HTTP listens on %s, and will until it is shut down",
-            host_port((options["host"], options["port"])),
+            host_port((str(options.host), options.port)),
         )
 
 

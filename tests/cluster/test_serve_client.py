@@ -1,10 +1,13 @@
-"""Serve's document read into replicas that count."""
+"""Serve's document read into replicas that count, and into where its HTTP listens."""
 
 from typing import Any
 
 import pytest
 
+from cluster import serve_client
 from cluster.capacity import ModelStatus
+from cluster.errors import ConfigError
+from cluster.http_api import HTTPSettings
 from cluster.placement import Room
 from cluster.serve_client import application_status
 
@@ -64,3 +67,29 @@ def test_an_application_without_a_deployment_is_being_built_or_is_none(
 ) -> None:
     seen = status_of({"status": status, "message": "", "deployments": {}})
     assert (seen.running, seen.rebuilding) == (0, rebuilding)
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        ({"proxy_location": "HeadOnly", "http_options": {"host": "127.0.0.1", "port": 8001}}, ""),
+        ({"proxy_location": "EveryNode", "http_options": {"host": "0.0.0.0"}}, "0.0.0.0:8000"),
+        ({"proxy_location": "HeadOnly"}, "127.0.0.1:8000"),
+    ],
+)
+def test_a_serve_that_runs_keeps_its_address(
+    there: dict[str, Any],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(serve_client, "details", lambda: there)
+    serve_client.check_http(HTTPSettings(host="127.0.0.1", port=8001))
+    assert said in caplog.text
+    assert bool(said) == bool(caplog.text)
+
+
+def test_a_serve_that_runs_without_http_does_not_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve_client, "details", lambda: {"proxy_location": "Disabled"})
+    with pytest.raises(ConfigError, match="shut down"):
+        serve_client.check_http(HTTPSettings(host="127.0.0.1", port=8000))

@@ -10,8 +10,12 @@ from typing import Any
 
 import pytest
 
+from deployments.ingress.app import create_app
+from deployments.ingress.service import Service
 from deployments.registry import PIPELINES
 from tests.deployments.ingress.conftest import Application
+from tests.deployments.ingress.standin import StandIn
+from tests.e2e.spelling import SPELLING
 
 HERE = Path(__file__)
 API: dict[str, Any] = json.loads(HERE.with_name("ai_runner_api.json").read_text())
@@ -109,3 +113,14 @@ def test_every_parameter_is_described(document: dict[str, Any]) -> None:
 def test_bounds_are_told(document: dict[str, Any]) -> None:
     width = document["components"]["schemas"]["TextToImageParams"]["properties"]["width"]
     assert (width["minimum"], width["maximum"], width["multipleOf"]) == (64, 2048, 8)
+
+
+def test_a_tenth_pipeline_needs_no_line_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.ingress.app.PIPELINES", {SPELLING.name: SPELLING})
+    document = create_app(Service(StandIn())).openapi()
+    operation = document["paths"]["/spelling"]["post"]
+    assert operation["operationId"] == "genSpelling"
+    assert operation["description"] == "Spell a text."
+    parameters = document["components"]["schemas"]["SpellingParams"]["properties"]
+    assert list(parameters) == ["model_id", "text", "times"]
+    assert json_of(operation["responses"]["200"], document) == {"text": "string"}
