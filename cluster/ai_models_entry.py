@@ -248,7 +248,9 @@ _WORDS = {
 
 
 def _in_words(finding: ErrorDetails) -> str:
-    where = ".".join(str(part) for part in finding["loc"])
+    # Names of options may be anything that JSON can hold.
+    parts = map(str, finding["loc"])
+    where = ".".join(part if part.isprintable() else repr(part) for part in parts)
     if finding["type"] in _WORDS:
         what = _WORDS[finding["type"]].format(**finding.get("ctx", {}))
     else:

@@ -120,6 +120,6 @@ def test_models_stand_in_what_a_running_ingress_takes_anew() -> None:
     assert {model.app for model in configs[0].models} == names[0] - {APP}
     assert [(str(m.key), m.slots, m.cold) for m in configs[0].models] == [
         ("text-to-image org/a", 1, False),
-        ("llm org/b", 1, True),
+        ("llm org/b", 16, True),
     ]
     assert [str(model.key) for model in configs[1].models] == ["llm org/c"]

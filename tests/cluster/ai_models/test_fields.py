@@ -39,6 +39,7 @@ from tests.cluster.ai_models.reading import TOKEN, Write, entry, problems
             "ray.gpus: is not an option; the options are num_gpus, max_replicas, "
             "max_ongoing_requests, accelerator_type",
         ),
+        ({"ray": {"a\nb": 1}}, "ray.'a\\nb': is not an option"),
         ({"optimization_flags": []}, "optimization_flags: must be an object"),
         (
             {"optimization_flags": {"SFAST": "yes"}},
