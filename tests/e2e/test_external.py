@@ -4,20 +4,17 @@ Both are the same Ray cluster here, so every job passes through it twice at most
 without the HTTP API in between.
 """
 
+import asyncio
 import json
-import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from deployments.registry import PIPELINES
 from tests.e2e.conftest import PIPELINE, SECOND, SECRET, TINY, Deployed, Orchestrator
-from tests.e2e.programs import livepeer_ray
+from tests.e2e.programs import PATIENCE_S, livepeer_ray
 from tests.e2e.test_pipelines import CHECKS, REQUESTS, Answers, body_of
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
+from tests.free_ports import free_port
 
 
 def entries(deployed: Deployed) -> list[dict[str, Any]]:
@@ -32,6 +29,12 @@ def entries(deployed: Deployed) -> list[dict[str, Any]]:
         for entry in models
     ]
     return external + [entry for entry in models if entry["model_id"] == TINY]
+
+
+def jobs_in(lines: Sequence[str]) -> list[dict[str, Any]]:
+    """The records of jobs in a log. Ray prints lines of its own."""
+    logged = [json.loads(line).get("job") for line in lines if line.startswith("{")]
+    return [job for job in logged if job]
 
 
 async def test_all_pipelines(
@@ -67,9 +70,10 @@ async def test_all_pipelines(
             ["length"],
         )
 
-        # Ray prints lines of its own.
-        logged = [json.loads(line).get("job") for line in bridge.lines if line.startswith("{")]
-        jobs = [job for job in logged if job]
+        # What has been answered is logged a moment later.
+        async with asyncio.timeout(PATIENCE_S):
+            while len(jobs := jobs_in(bridge.lines)) < len(PIPELINES) + 1:
+                await asyncio.sleep(0.05)
         assert len(jobs) == len(PIPELINES) + 1
         for job in jobs:
             assert job["outcome"] == "ok"
