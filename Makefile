@@ -13,10 +13,10 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(INSTALLED)
 	$(BIN)/livepeer-ray demo
 
-# The whole-path tests share one Ray cluster and keep two cores busy by themselves.
+# Those of the second call run clusters, and keep two cores busy by themselves.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/e2e --ignore tests/faults
-	$(BIN)/python -m pytest tests/faults tests/e2e
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/e2e --ignore tests/faults --ignore tests/hosts
+	$(BIN)/python -m pytest tests/hosts tests/faults tests/e2e
 
 # What Ray installs for single models: it needs a package index, a minute and 2 GB of disk.
 test-installs: $(INSTALLED)

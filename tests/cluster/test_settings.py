@@ -13,6 +13,7 @@ from cluster.settings import (
     BridgeSettings,
     Device,
     Orchestrator,
+    Register,
     add_bridge_flags,
     add_models_flags,
     bridge_settings,
@@ -181,3 +182,43 @@ print(sorted({heavy!r} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("flags", "url"),
+    [
+        ((), "http://127.0.0.1:4936"),
+        (("--runner-listen", "10.0.0.5:80"), "http://10.0.0.5:80"),
+        (
+            ("--runner-listen", "0.0.0.0:80", "--runner-url", "https://r.example/x/"),
+            "https://r.example/x",
+        ),
+    ],
+)
+def test_how_orchestrators_reach_a_live_runner(flags: tuple[str, ...], url: str) -> None:
+    assert parse(*ENOUGH, *flags).runner_url == url
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--register", "pigeon"), "--register: want worker, live-runner, static-runner, both"),
+        (("--runner-listen", "0.0.0.0:80"), "--runner-url is missing: orchestrators cannot reach"),
+        (("--runner-url", "r.example"), "--runner-url: want http"),
+    ],
+)
+def test_a_live_runner_that_nobody_could_reach_is_refused(
+    flags: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse(*ENOUGH, *flags)
+
+
+def test_the_ways_to_register() -> None:
+    ways = {way: (way.as_worker, way.as_live_runner, way.over_http) for way in Register}
+    assert ways == {
+        Register.WORKER: (True, False, False),
+        Register.LIVE_RUNNER: (False, True, True),
+        Register.STATIC_RUNNER: (False, False, True),
+        Register.BOTH: (True, True, True),
+    }
