@@ -2,8 +2,9 @@
 
 Order of the end, and why:
 
-1. The registration is closed, so that no new job can come. Jobs already here stay valid: the
-   orchestrator matches answers by task id, not by stream.
+1. The registrations are closed, so that no new job can come, and the door for live runners
+   turns requests away. Jobs already here stay valid: the orchestrator matches answers by task
+   id, not by stream, and a request has its own connection.
 2. Running jobs get `grace_s` to finish, and their answers are delivered.
 3. What still runs is cancelled, which reaches the replica, and answered with `insufficient
    capacity`: the gateway tries another orchestrator and does not suspend ours. A stream that
