@@ -1,12 +1,28 @@
 """Fixtures of all tests."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 # Before torch starts its threads: the machines are small and several tests may share them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """Undoes `cluster.logs.configure`, which commands call: for the process that they are."""
+    loggers = [logging.getLogger(name) for name in (None, "cluster", "ray.serve")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+    root = logging.getLogger()
+    for handler in root.handlers[:]:
+        if type(handler) is logging.StreamHandler:  # pytest's own are of other classes
+            root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")
