@@ -32,12 +32,12 @@ from cluster.bridge.job import Job
 from cluster.bridge.record import JobRecord
 from cluster.bridge.registration import WorkerRegistration
 from cluster.bridge.results import Answer, Delivery
+from cluster.bridge_settings import NEWEST_KNOWN_VERSION
 from cluster.capacity import Capacity, CapacityWatch, ModelCapacity
 from cluster.errors import LivepeerRayError
 from cluster.http_api import HTTPSettings
 from cluster.placement import UNBOUNDED, place
 from cluster.serve_config import serve_config
-from cluster.settings import NEWEST_KNOWN_VERSION
 
 SLOTS = 8
 """Jobs at a time, on either path."""

@@ -6,29 +6,31 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cluster.bench.options import add_bench_flags, bench_options
+from cluster.bridge_settings import (
+    add_bridge_flags,
+    add_register_flag,
+    add_runner_flags,
+    add_secret_flag,
+    bridge_settings,
+    read_secret,
+    register,
+    runner_url,
+)
 from cluster.errors import ClusterUnreachable, ConfigError
 from cluster.http_api import add_http_flags, http_settings
 from cluster.settings import (
     DRAIN_TIMEOUT_S,
     EXIT_CONFIG,
     EXIT_NO_CLUSTER,
-    add_bridge_flags,
     add_cluster_flags,
     add_flag,
     add_log_flags,
     add_models_dir_flag,
     add_models_flags,
     add_ray_address_flag,
-    add_register_flag,
-    add_runner_flags,
-    add_secret_flag,
     add_state_listen_flag,
-    bridge_settings,
     device,
     models_dir,
-    read_secret,
-    register,
-    runner_url,
     seconds,
     state_listen,
 )

@@ -173,8 +173,9 @@ def test_the_unit_is_one(unit: Path, tmp_path: Path) -> None:
 
 def test_the_unit_waits_for_the_workers_end() -> None:
     from cluster.bridge.bridge import LAST_ANSWERS_S
+    from cluster.bridge_settings import GRACE_S
     from cluster.commands.start import DEPLOYER_END_S
-    from cluster.settings import EXIT_CONFIG, EXIT_INVALID_SECRET, GRACE_S
+    from cluster.settings import EXIT_CONFIG, EXIT_INVALID_SECRET
 
     assert float(_setting("TimeoutStopSec")) > GRACE_S + LAST_ANSWERS_S + 10 + DEPLOYER_END_S
     fatal = set(map(int, _setting("RestartPreventExitStatus").split()))

@@ -31,11 +31,12 @@ from cluster.bridge.record import JobRecord, log_record
 from cluster.bridge.registration import WorkerRegistration
 from cluster.bridge.results import Delivery
 from cluster.bridge.state import BridgeState, ContainerState, ModelState, state_endpoint
+from cluster.bridge_settings import BridgeSettings
 from cluster.capacity import CapacityWatch
 from cluster.errors import InvalidSecret
 from cluster.replica_gpus import gpus_by_model
 from cluster.serve_config import on_ray
-from cluster.settings import EXIT_INVALID_SECRET, BridgeSettings
+from cluster.settings import EXIT_INVALID_SECRET
 from cluster.supervised import listen_to_the_supervisor
 from deployments.hardware import GPU
 

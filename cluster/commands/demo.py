@@ -24,6 +24,7 @@ from typing import Any
 import aiohttp
 
 from cluster import programs
+from cluster.bridge_settings import Register
 from cluster.demo.gateway import Output, send
 from cluster.demo.inputs import picture, sound
 from cluster.demo.known import runner_slots, runners, slots
@@ -31,7 +32,6 @@ from cluster.demo.logs import Logs
 from cluster.demo.page import write_page
 from cluster.demo.samples import EVERY_PIPELINE, INPUT_FILES, PROMPTS, Sample
 from cluster.programs import ProgramFailed
-from cluster.settings import Register
 
 READY_TIMEOUT_S = 600.0
 """For all models to load: nine took 140 s on two cores with much else to do."""

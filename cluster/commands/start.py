@@ -25,13 +25,13 @@ from typing import Any
 from cluster import logs
 from cluster.ai_models import load_ai_models
 from cluster.bridge.bridge import LAST_ANSWERS_S
+from cluster.bridge_settings import BridgeSettings
 from cluster.http_api import TOKENS_VARIABLE
 from cluster.settings import (
     ENVIRONMENT_PREFIX,
     EXIT_CONFIG,
     EXIT_INVALID_SECRET,
     EXIT_NO_CLUSTER,
-    BridgeSettings,
     Device,
 )
 from cluster.supervised import READ_AGAIN

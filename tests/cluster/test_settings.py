@@ -7,18 +7,20 @@ from pathlib import Path
 import pytest
 
 from cluster.bridge.address import Address
-from cluster.cli import main
-from cluster.errors import ConfigError
-from cluster.settings import (
+from cluster.bridge_settings import (
     BridgeSettings,
-    Device,
     Orchestrator,
     Register,
     add_bridge_flags,
-    add_models_flags,
     bridge_settings,
-    device,
     read_secret,
+)
+from cluster.cli import main
+from cluster.errors import ConfigError
+from cluster.settings import (
+    Device,
+    add_models_flags,
+    device,
 )
 
 SECRET = "hunter2-and-more"
