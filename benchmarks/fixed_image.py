@@ -14,6 +14,7 @@ from ray import serve
 from deployments.app import application
 from deployments.diffusion import Rendered
 from deployments.model_args import ModelArgs
+from deployments.replica import Replica
 from deployments.schemas.text_to_image import TextToImageRequest
 from deployments.text_to_image import TextToImageReplica
 
@@ -29,6 +30,10 @@ class FixedImageReplica(TextToImageReplica):
     def load(self, snapshot: Path) -> None:
         """Reads the picture."""
         self._pixels: NDArray[np.uint8] = np.load(snapshot / PICTURE)[np.newaxis]
+
+    def warm_up(self, request: TextToImageRequest) -> None:
+        """Runs a request; there is no model to optimize."""
+        Replica.warm_up(self, request)
 
     def share(self, request: TextToImageRequest) -> None:
         """Each request is answered alone."""
