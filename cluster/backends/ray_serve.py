@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator
-from typing import cast
+from contextlib import aclosing
 
 from ray import serve
 from ray.exceptions import (
@@ -21,7 +21,6 @@ from ray.serve.exceptions import (
     RayServeException,
     ReplicaUnavailableError,
 )
-from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from cluster.ai_models import ModelKey
 from cluster.errors import (
@@ -35,6 +34,8 @@ from cluster.errors import (
     ReplicaLost,
 )
 from cluster.serve_config import app_name
+from deployments import handle_calls
+from deployments.handle_calls import ModelHandle
 from deployments.schemas.base import Chunk, Completed, Request, Result
 
 AWAY = (ActorUnavailableError, NodeDiedError, ObjectLostError)
@@ -49,22 +50,14 @@ class RayBackend:
 
     def __init__(self) -> None:
         """Makes no connection yet."""
-        self._handles: dict[ModelKey, DeploymentHandle[Completed[Result]]] = {}
+        self._handles: dict[ModelKey, ModelHandle] = {}
 
     async def run(self, key: ModelKey, request: Request, *, timeout_s: float) -> Completed[Result]:
         """Runs one request on a replica of the model; see `Backend.run`."""
         try:
-            handle = await self._handle(key)
-            response = handle.run.remote(request, timeout_s=timeout_s)
-            try:
-                completed: Completed[Result] = await response
-            except asyncio.CancelledError:
-                # Cancelling this task does not reach the replica, only this does (Ray 2.60).
-                response.cancel()  # type: ignore[no-untyped-call]
-                raise
+            return await handle_calls.run(await self._handle(key), request, timeout_s=timeout_s)
         except Exception as error:
             raise self._failed(error, key) from error
-        return completed
 
     async def stream(
         self, key: ModelKey, request: Request, *, timeout_s: float
@@ -72,16 +65,11 @@ class RayBackend:
         """Streams one answer from a replica of the model; see `Backend.stream`."""
         try:
             handle = await self._handle(key)
-            response = cast(
-                "DeploymentResponseGenerator[Chunk]",
-                handle.options(stream=True).stream.remote(request, timeout_s=timeout_s),
-            )
-            try:
-                async for chunk in response:
+            async with aclosing(
+                handle_calls.stream(handle, request, timeout_s=timeout_s)
+            ) as chunks:
+                async for chunk in chunks:
                     yield chunk
-            finally:
-                # A stream that nobody reads runs to its end otherwise, and holds its slot.
-                response.cancel()  # type: ignore[no-untyped-call]
         except Exception as error:
             raise self._failed(error, key) from error
 
@@ -91,7 +79,7 @@ class RayBackend:
             self._handles.pop(key, None)
         return as_job_error(error, key)
 
-    async def _handle(self, key: ModelKey) -> DeploymentHandle[Completed[Result]]:
+    async def _handle(self, key: ModelKey) -> ModelHandle:
         if key not in self._handles:
             # Asks the controller, which may take a while: off the event loop.
             self._handles[key] = await asyncio.to_thread(serve.get_app_handle, app_name(key))

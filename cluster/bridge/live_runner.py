@@ -20,7 +20,7 @@ from cluster.bridge.registration import HEALTHY_S, backoff_s
 from cluster.bridge.state import RegistrationState
 from cluster.capacity import Capacity
 from cluster.errors import InvalidSecret, RegistrationError
-from deployments.ingress.service import RUNNER_VERSION
+from deployments.ingress.config import RUNNER_VERSION
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,6 @@ from cluster.backends.ray_serve import RayBackend
 from cluster.backends.shared import Place, SharedBackend
 from cluster.bridge.bridge import Bridge, Registration
 from cluster.bridge.capabilities import hardware
-from cluster.bridge.door import Door
 from cluster.bridge.inputs import Inputs
 from cluster.bridge.journal import Journal
 from cluster.bridge.left_over import answer_left_over
@@ -131,6 +130,8 @@ async def _run(
                 for orchestrator in settings.orchestrators
             ]
         if settings.register.over_http:
+            from cluster.bridge.door import Door  # with a web server
+
             door = Door(
                 bridge=bridge,
                 secret=settings.orch_secret,

@@ -14,12 +14,12 @@ from fastapi.responses import Response
 from fastapi.security import HTTPBearer
 
 from deployments.ingress import documents
-from deployments.ingress.config import ModelKey
+from deployments.ingress.config import RUNNER_VERSION, ModelKey
 from deployments.ingress.documents import body_name, operation_of
 from deployments.ingress.errors import add_handlers
 from deployments.ingress.parameters import form_signature, json_model
 from deployments.ingress.route import guarded_route
-from deployments.ingress.service import RUNNER_VERSION, Service
+from deployments.ingress.service import Service
 from deployments.registry import PIPELINES, Pipeline
 
 MAX_JSON_BYTES = 16 * 1024 * 1024

@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+RUNNER_VERSION = "0.14.1"
+"""The ai-runner whose API this is; gateways can ask for a newest one that is not older."""
+
 APP = "http-api"
 """The ingress' application."""
 

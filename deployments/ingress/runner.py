@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
-from typing import Protocol, cast
+from contextlib import aclosing
+from typing import Protocol
 
 from ray import serve
 from ray.exceptions import (
@@ -16,14 +17,15 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
+from deployments import handle_calls
 from deployments.errors import InferenceFailed, ReplicaBroken, ReplicaError
+from deployments.handle_calls import ModelHandle
 from deployments.hardware import GPU
 from deployments.ingress.config import ServedModel
 from deployments.ingress.errors import Overloaded, Refused
 from deployments.replica import DEADLINE_S
-from deployments.schemas.base import Chunk, Completed, Request, Result
+from deployments.schemas.base import Chunk, Request, Result
 
 logger = logging.getLogger("ray.serve")
 
@@ -69,7 +71,7 @@ class HandleRunner:
 
     def __init__(self) -> None:
         """Makes no connection yet."""
-        self._handles: dict[str, DeploymentHandle[Completed[Result]]] = {}
+        self._handles: dict[str, ModelHandle] = {}
         self._gpus: dict[str, Sequence[GPU]] = {}
         self._asking: dict[str, asyncio.Task[None]] = {}
 
@@ -84,14 +86,9 @@ class HandleRunner:
 
     async def _run(self, model: ServedModel, request: Request) -> Result:
         try:
-            handle = await self._handle(model)
-            response = handle.run.remote(request, timeout_s=DEADLINE_S)
-            try:
-                completed: Completed[Result] = await response
-            except asyncio.CancelledError:
-                # Cancelling this task does not reach the replica, only this does (Ray 2.60).
-                response.cancel()  # type: ignore[no-untyped-call]
-                raise
+            completed = await handle_calls.run(
+                await self._handle(model), request, timeout_s=DEADLINE_S
+            )
         except (RayError, RayServeException) as error:
             raise self._failed(error, model) from error
         return completed.result
@@ -100,16 +97,11 @@ class HandleRunner:
         """Streams one answer; see `Runner.stream`."""
         try:
             handle = await self._handle(model)
-            response = cast(
-                "DeploymentResponseGenerator[Chunk]",
-                handle.options(stream=True).stream.remote(request, timeout_s=DEADLINE_S),
-            )
-            try:
-                async for chunk in response:
+            async with aclosing(
+                handle_calls.stream(handle, request, timeout_s=DEADLINE_S)
+            ) as chunks:
+                async for chunk in chunks:
                     yield chunk
-            finally:
-                # A stream that nobody reads runs to its end otherwise, and holds its slot.
-                response.cancel()  # type: ignore[no-untyped-call]
         except (RayError, RayServeException) as error:
             raise self._failed(error, model) from error
 
@@ -137,7 +129,7 @@ class HandleRunner:
         finally:
             del self._asking[model.app]
 
-    async def _handle(self, model: ServedModel) -> DeploymentHandle[Completed[Result]]:
+    async def _handle(self, model: ServedModel) -> ModelHandle:
         if model.app not in self._handles:
             # Asks the controller, which may take a while: off the event loop.
             self._handles[model.app] = await asyncio.to_thread(serve.get_app_handle, model.app)

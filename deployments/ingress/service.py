@@ -20,9 +20,6 @@ from deployments.replica import DEADLINE_S
 from deployments.schemas.base import Chunk
 from deployments.schemas.base import Request as Work
 
-RUNNER_VERSION = "0.14.1"
-"""The ai-runner whose API this is; gateways can ask for a newest one that is not older."""
-
 
 class Service:
     """The models that are served, who may use them and what runs them."""
