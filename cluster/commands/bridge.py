@@ -177,7 +177,8 @@ async def _run(
         try:
             async with state_endpoint(settings.state_listen, state, metrics=metrics.text):
                 await bridge.run(
-                    registrations=[*doors, *registrations],
+                    registrations=registrations,
+                    doors=doors,
                     snapshots=capacity.snapshots(),
                     stop=stop,
                 )

@@ -12,6 +12,7 @@ from cluster.loopback import LoopbackOrchestrator
 from tests.cluster.bridge.conftest import (
     SECRET,
     Ask,
+    B,
     address,
     capacity,
     image_result,
@@ -34,9 +35,8 @@ async def test_a_job_end_to_end(orchestrator: LoopbackOrchestrator, ask: Ask) ->
 
 
 async def test_jobs_run_side_by_side_up_to_the_slots(
-    orchestrator: LoopbackOrchestrator, ask: Ask, monkeypatch: pytest.MonkeyPatch
+    orchestrator: LoopbackOrchestrator, ask: Ask
 ) -> None:
-    monkeypatch.setattr("cluster.bridge.admission.WAIT_S", 0.05)
     async with running(address(orchestrator), capacity(a=3)) as bridge:
         await registered(orchestrator)
         bridge.backend.hold.clear()
@@ -162,6 +162,30 @@ async def test_a_wrong_secret_ends_the_bridge(orchestrator: LoopbackOrchestrator
     async with running(address(orchestrator), capacity(a=1), secret="wrong") as bridge:
         with pytest.raises(InvalidSecret, match="--orch-secret must be the orchestrator's"):
             await bridge.task
+
+
+async def test_a_model_that_goes_while_its_job_waits_is_had_elsewhere(
+    orchestrator: LoopbackOrchestrator, ask: Ask
+) -> None:
+    async with running(address(orchestrator), capacity(a=1), queue_s=20.0) as bridge:
+        await registered(orchestrator)
+        bridge.backend.hold.clear()
+        asked = asyncio.create_task(ask())
+        await bridge.backend.wait_for_started(1)
+        waiting = asyncio.create_task(
+            orchestrator.send_job(
+                worker=orchestrator.workers[0],
+                pipeline="text-to-image",
+                request_data=b'{"request": {"prompt": "x", "model_id": "org/a"}}',
+            )
+        )
+        while "job 1 (text-to-image)" not in {task.get_name() for task in asyncio.all_tasks()}:
+            await asyncio.sleep(0.01)
+        bridge.bridge.serve({B: bridge.backend})
+        bridge.backend.hold.set()
+        assert (await asked)[0] == 200, "what runs goes on"
+        with pytest.raises(JobFailedAtTheOrchestrator, match=r"^insufficient capacity: .*org/a"):
+            await waiting
 
 
 async def test_two_bridges_with_different_models(
