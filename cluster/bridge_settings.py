@@ -113,9 +113,9 @@ class BridgeSettings:
         return {ENVIRONMENT_PREFIX + name: value for name, value in values.items()}
 
 
-def add_bridge_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds what `bridge_settings` reads."""
-    add_ray_address_flag(parser)
+def add_bridge_flags(parser: argparse.ArgumentParser, *, may_start: bool = False) -> None:
+    """Adds what `bridge_settings` reads; `may_start` as for `add_ray_address_flag`."""
+    add_ray_address_flag(parser, may_start=may_start)
     add_flag(parser, "--orch-addr", help="HOST:PORT of the orchestrator; of several, with commas")
     add_secret_flag(parser)
     add_flag(

@@ -79,7 +79,7 @@ def add_bench_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chart", type=Path, metavar="FILE", help="draw them here, as PNG")
     add_models_dir_flag(parser)
     add_device_flag(parser)
-    add_ray_address_flag(parser)
+    add_ray_address_flag(parser, may_start=True)
 
 
 def bench_options(arguments: argparse.Namespace) -> BenchOptions:
