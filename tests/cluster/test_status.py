@@ -21,6 +21,7 @@ BRIDGE: dict[str, Any] = {
     "registrations": [
         {
             "orchestrator": "https://orchestrator.example:8935",
+            "way": "worker",
             "registered": True,
             "detail": "",
             "certificate": "ab" * 32,
@@ -86,7 +87,7 @@ def test_replicas_by_state_and_what_the_bridge_adds() -> None:
     assert "worker-1 (10.0.0.1)" in text
     assert "4 of 4 taken, H100" in text
     assert "2 x org/a (llm, 1 GPU)" in text
-    assert "https://orchestrator.example:8935  registered" in text
+    assert "https://orchestrator.example:8935  worker  registered" in text
 
 
 def test_a_node_that_is_drained() -> None:
