@@ -94,6 +94,10 @@ def bench_options(arguments: argparse.Namespace) -> BenchOptions:
     for flag, value in (("--runs", arguments.runs), ("--batch", arguments.batch)):
         if value < 1:
             raise ConfigError(f"{flag}: want at least 1, got {value}")
+    for flag, file in (("--json", arguments.json), ("--chart", arguments.chart)):
+        # Before the minutes that the figures take.
+        if file and not file.parent.is_dir():
+            raise ConfigError(f"{flag}: {file.parent} is no directory")
     return BenchOptions(
         pipeline=arguments.pipeline,
         model_id=arguments.model_id,
