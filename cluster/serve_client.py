@@ -75,14 +75,16 @@ def gcs_address(address: str) -> str:
     """
     try:
         known = canonicalize_bootstrap_address("auto") if address == "auto" else address
-    except ConnectionError:
-        # Not Ray's own words, which advise other flags.
+    except (OSError, ValueError):
+        # Not Ray's own words, which advise other flags. It lets a variable win over `auto`.
+        variable = os.environ.get("RAY_ADDRESS")
+        where = f"at RAY_ADDRESS, {variable!r}" if variable else "on this machine"
         raise ClusterUnreachable(
-            f"no Ray cluster on this machine; {REMEDY}, or name another one by --ray-address"
+            f"no Ray cluster {where}; {REMEDY}, or name another one by --ray-address"
         ) from None
     host, _, port = (known or "").rpartition(":")
     if known is None or not host or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"--ray-address: want auto or HOST:PORT, got {address!r}")
+        raise ConfigError(f"--ray-address: want auto or HOST:PORT, got {known or address!r}")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=LISTENING_TIMEOUT_S).close()
     except (OSError, UnicodeError) as error:

@@ -47,6 +47,15 @@ def test_no_cluster(address: str) -> None:
         Gcs(address)
 
 
+@pytest.mark.parametrize("address", ["nonsense", "http://127.0.0.1:1", "127.0.0.1:1"])
+def test_rays_own_variable_may_name_no_cluster(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ClusterUnreachable, match=r"no Ray cluster at "):
+        Gcs("auto")
+
+
 @pytest.mark.parametrize("address", ["", "local", "host", "host:port", "host:99999"])
 def test_no_address(address: str) -> None:
     with pytest.raises(ConfigError, match=r"--ray-address: want auto or HOST:PORT, got "):
