@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from deployments.after_failure import probe_device, without_frames
 from deployments.batching import Share, Waiting, WaitingLine
 from deployments.errors import (
     BadRequest,
@@ -240,11 +241,19 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
 
     def _serve_next(self) -> None:
         """Computes the request that came first and those that share with it."""
-        group = self._line.leave(self.share)
+        group = self._line.leave(self._terms)
         if len(group) > 1 and self._serve_together(group):
             return
         for waiting in group:
             self._serve_alone(waiting)
+
+    def _terms(self, request: RequestT) -> Share | None:
+        """Returns `share`; alone where that fails, as on a GPU that is lost: then that is told."""
+        try:
+            return self.share(request)
+        except Exception:
+            logger.exception("not known whether it shares: %s", self.describe(request))
+            return None
 
     def _serve_together(self, group: Sequence[Waiting[RequestT, RawT]]) -> bool:
         """Returns whether it went well: otherwise none of them is answered yet."""
@@ -268,9 +277,9 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
                 (raw,) = self._attempt([waiting])
         except Cancelled as error:
             logger.info("stopped what nobody waits for: %s", self.describe(waiting.request))
-            waiting.done.set_exception(error)
+            waiting.done.set_exception(without_frames(error))
         except Exception as error:  # noqa: BLE001 (whatever it is, the caller must hear of it)
-            waiting.done.set_exception(error)
+            waiting.done.set_exception(without_frames(error))
         else:
             waiting.done.set_result((began, raw))
 
@@ -303,7 +312,7 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
         except Exception as error:
             logger.exception("inference failed at %s", size)
             failure = InferenceFailed(one_line(error))
-            self._device_fault = _probe_device()
+            self._device_fault = probe_device()
         finally:
             self._inferring = ()
         # Only out here: in the handlers the traceback's frames still hold the tensors.
@@ -317,23 +326,6 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
         except Exception as error:
             logger.exception("encoding failed at %s", self.describe(request))
             raise InferenceFailed(one_line(error)) from None
-
-
-def _probe_device() -> str | None:
-    """Returns what is wrong with the GPU, None if it still computes.
-
-    After an illegal access or a lost GPU every later CUDA call of the process fails, so one
-    synchronisation after a failed inference tells, and only a new process helps.
-    """
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    try:
-        torch.cuda.synchronize()
-    except RuntimeError as error:
-        return f"CUDA is broken in this process: {one_line(error)}"
-    return None
 
 
 def _replica_id() -> str:

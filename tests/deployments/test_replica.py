@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import re
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,11 @@ from deployments.errors import (
     ModelBroken,
     ReplicaBroken,
 )
-from deployments.replica import Replica
+from deployments.pass_memory import CudaGauge, PassMemory
+from deployments.replica import DEADLINE_S, Replica
 from deployments.schemas.base import Result
 from deployments.schemas.text_to_image import TextToImageRequest
-from tests.deployments.conftest import ObservedReplica, args, request
+from tests.deployments.conftest import PATIENCE_S, ObservedReplica, args, request
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ async def test_a_broken_gpu_makes_the_replica_unhealthy(
     replica: ObservedReplica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replica, "_device_fault", None)
-    monkeypatch.setattr(replica_module, "_probe_device", lambda: "CUDA is broken")
+    monkeypatch.setattr(replica_module, "probe_device", lambda: "CUDA is broken")
     replica.failure = RuntimeError("an illegal memory access was encountered")
     with pytest.raises(InferenceFailed):
         await replica.run(request())
@@ -182,6 +184,59 @@ async def test_a_broken_gpu_makes_the_replica_unhealthy(
     replica.failure = None
     with pytest.raises(ReplicaBroken, match="CUDA is broken"):
         await replica.run(request())
+
+
+async def test_a_gpu_that_tells_nothing_leaves_nobody_waiting(
+    replica: ObservedReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that is lost between two requests: how much memory it has is asked first."""
+
+    class Lost(CudaGauge):
+        def free_bytes(self) -> int:
+            raise RuntimeError("CUDA error: unspecified launch failure")
+
+    memory = PassMemory(gauge=Lost())
+    memory._bytes_per_pixel = 1.0
+    held = await holding(replica)
+    monkeypatch.setattr(replica, "_memory", memory)
+    tasks = [asyncio.create_task(replica.run(request(prompt))) for prompt in "ab"]
+    await asyncio.sleep(0)
+    replica.go_on.set()
+    await held
+    for task in tasks:
+        with pytest.raises(InferenceFailed, match="unspecified launch failure"):
+            await asyncio.wait_for(task, PATIENCE_S)
+
+
+@pytest.mark.parametrize("stopped_by", ["its caller", "its deadline", "what is wrong with it"])
+async def test_a_request_that_ends_early_keeps_no_tensor(
+    replica: ObservedReplica, stopped_by: str
+) -> None:
+    latents: list[weakref.ref[torch.Tensor]] = []
+    watched = replica._pipe.unet.register_forward_pre_hook(
+        lambda _unet, given: latents.append(weakref.ref(given[0]))
+    )
+    gc.collect()
+    gc.disable()
+    try:
+        if stopped_by == "what is wrong with it":
+            replica.failure = BadRequest("prompt: the model found something in it")
+        replica.go_on.clear()
+        replica.stepped.clear()
+        timeout_s = 0.1 if stopped_by == "its deadline" else DEADLINE_S
+        running = asyncio.create_task(replica.run(request(), timeout_s=timeout_s))
+        await asyncio.to_thread(replica.stepped.wait)
+        if stopped_by == "its caller":
+            running.cancel()
+        await asyncio.sleep(0.2)
+        replica.go_on.set()
+        await asyncio.wait({running})
+        await replica.vitals()  # the model thread has left the request behind
+        assert latents
+        assert not any(latent() is not None for latent in latents)
+    finally:
+        gc.enable()
+        watched.remove()
 
 
 async def test_a_bad_request_passes_unchanged(replica: ObservedReplica) -> None:
