@@ -7,11 +7,13 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from deployments import replica as replica_module
+from deployments import time_left
 from deployments.errors import (
     BadRequest,
     InferenceFailed,
@@ -20,7 +22,7 @@ from deployments.errors import (
     ReplicaBroken,
 )
 from deployments.pass_memory import CudaGauge, PassMemory
-from deployments.replica import DEADLINE_S, Replica
+from deployments.replica import DEADLINE_S, STUCK_S, Replica
 from deployments.schemas.base import Result
 from deployments.schemas.text_to_image import TextToImageRequest
 from tests.deployments.conftest import PATIENCE_S, ObservedReplica, args, request
@@ -132,11 +134,19 @@ async def test_what_is_out_of_memory_once_is_computed_again(replica: ObservedRep
     assert replica.failures == 0
 
 
-async def test_a_request_stops_at_its_deadline(replica: ObservedReplica) -> None:
-    replica.go_on.clear()
-    running = asyncio.create_task(replica.run(request("late"), timeout_s=0.1))
-    await asyncio.to_thread(replica.stepped.wait)
-    await asyncio.sleep(0.2)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The time by which requests end; `now` may be set."""
+    clock = SimpleNamespace(now=1_000.0)
+    monkeypatch.setattr(time_left, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+async def test_a_request_stops_at_its_deadline(
+    replica: ObservedReplica, clock: SimpleNamespace
+) -> None:
+    running = await holding(replica)
+    clock.now += DEADLINE_S
     replica.go_on.set()
     with pytest.raises(InferenceFailed, match="its time was over"):
         await running
@@ -145,14 +155,15 @@ async def test_a_request_stops_at_its_deadline(replica: ObservedReplica) -> None
 
 
 async def test_a_model_that_does_not_stop_makes_the_replica_unhealthy(
-    replica: ObservedReplica, monkeypatch: pytest.MonkeyPatch
+    replica: ObservedReplica, clock: SimpleNamespace
 ) -> None:
     running = await holding(replica)
     running.cancel()
-    await asyncio.sleep(0.05)
+    await asyncio.wait({running})
+    clock.now += STUCK_S
     await replica.check_health()
-    monkeypatch.setattr(replica_module, "STUCK_S", 0.01)
-    with pytest.raises(LivepeerRayError, match="the model is stuck, it should have stopped 0 s"):
+    clock.now += 5
+    with pytest.raises(LivepeerRayError, match="the model is stuck, it should have stopped 65 s"):
         await replica.check_health()
     replica.go_on.set()
     await replica.run(request())
@@ -210,7 +221,7 @@ async def test_a_gpu_that_tells_nothing_leaves_nobody_waiting(
 
 @pytest.mark.parametrize("stopped_by", ["its caller", "its deadline", "what is wrong with it"])
 async def test_a_request_that_ends_early_keeps_no_tensor(
-    replica: ObservedReplica, stopped_by: str
+    replica: ObservedReplica, clock: SimpleNamespace, stopped_by: str
 ) -> None:
     latents: list[weakref.ref[torch.Tensor]] = []
     watched = replica._pipe.unet.register_forward_pre_hook(
@@ -221,14 +232,12 @@ async def test_a_request_that_ends_early_keeps_no_tensor(
     try:
         if stopped_by == "what is wrong with it":
             replica.failure = BadRequest("prompt: the model found something in it")
-        replica.go_on.clear()
-        replica.stepped.clear()
-        timeout_s = 0.1 if stopped_by == "its deadline" else DEADLINE_S
-        running = asyncio.create_task(replica.run(request(), timeout_s=timeout_s))
-        await asyncio.to_thread(replica.stepped.wait)
+        running = await holding(replica)
         if stopped_by == "its caller":
             running.cancel()
-        await asyncio.sleep(0.2)
+            await asyncio.wait({running})
+        if stopped_by == "its deadline":
+            clock.now += DEADLINE_S
         replica.go_on.set()
         await asyncio.wait({running})
         await replica.vitals()  # the model thread has left the request behind
