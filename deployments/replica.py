@@ -260,7 +260,7 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
         began = time.perf_counter()
         try:
             raws = self._attempt(group)
-        except (Cancelled, ReplicaError) as error:
+        except Exception as error:  # noqa: BLE001 (whatever it is, alone it concerns one of them)
             logger.warning("%d requests together: %s; now each alone", len(group), one_line(error))
             return False
         for waiting, raw in zip(group, raws, strict=True):
