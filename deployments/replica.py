@@ -181,6 +181,9 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
             raise InferenceFailed(f"stopped after {timeout_s:.0f} s: its time was over") from None
         finally:
             left.end()
+            # An error refers to this frame; if this led back to it, both would wait for the
+            # garbage collector, and the request's files with them.
+            del waiting
         return Completed(
             result=result, replica=self.replica_id, compute_s=time.perf_counter() - started_s
         )

@@ -5,6 +5,7 @@ import gc
 import re
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -246,6 +247,22 @@ async def test_a_request_that_ends_early_keeps_no_tensor(
     finally:
         gc.enable()
         watched.remove()
+
+
+async def test_a_refused_request_is_not_kept(replica: ObservedReplica) -> None:
+    """Its image may have 100 MB."""
+    asked = request(loras="{")
+    kept = weakref.ref(asked)
+    gc.collect()
+    gc.disable()
+    try:
+        with suppress(BadRequest):
+            await replica.run(asked)
+        del asked
+        await replica.vitals()
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_bad_request_passes_unchanged(replica: ObservedReplica) -> None:
