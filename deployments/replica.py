@@ -7,9 +7,9 @@ A pipeline subclasses `Replica` with five methods. Three kinds of threads share 
   compiled ones must run in the thread that warmed them up.
 - Two encoder threads turn raw output into files while the model computes the next request.
 
-A request whose caller is gone or whose time is over is stopped: in the queue at once, in the
-model at its next step. A model that does not come to a next step is stuck, and the replica says
-so when its health is asked, for Serve to replace it.
+A request whose caller is gone leaves the queue at once; in the model it stops at the next step,
+as does one whose time is over. A model that does not come to a next step is stuck, and the
+replica says so when its health is asked, for Serve to replace it.
 
 A pipeline that can may compute several requests at once (`share`, `infer_together`). One of them
 never fails because of another: what fails together is computed again, each request alone.
