@@ -137,4 +137,9 @@ class Execution:
             raise DeadlinePassed(f"no result within {self._deadlines.of(asked.pipeline):g} s")
         if running.cancelled():
             raise InsufficientCapacity("this worker is shutting down")
-        return running.result()
+        try:
+            return running.result()
+        finally:
+            # What it raised refers to this frame. Without the way back, the request with its file
+            # goes when it is answered, and not when the garbage collector comes.
+            del running

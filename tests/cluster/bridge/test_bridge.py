@@ -1,18 +1,24 @@
 """Jobs through the bridge, over the wire: every one is answered, whatever happens to it."""
 
 import asyncio
+import gc
 import json
+import weakref
 from contextlib import AsyncExitStack
 
 import pytest
 
+from cluster.ai_models import ModelKey
 from cluster.errors import InsufficientCapacity, InvalidSecret, JobFailed, JobRejected
 from cluster.loopback import JobFailed as JobFailedAtTheOrchestrator
 from cluster.loopback import LoopbackOrchestrator
+from deployments.schemas.base import Completed, Request, Result
 from tests.cluster.bridge.conftest import (
     SECRET,
+    A,
     Ask,
     B,
+    SteeredBackend,
     address,
     capacity,
     image_result,
@@ -186,6 +192,33 @@ async def test_a_model_that_goes_while_its_job_waits_is_had_elsewhere(
         assert (await asked)[0] == 200, "what runs goes on"
         with pytest.raises(JobFailedAtTheOrchestrator, match=r"^insufficient capacity: .*org/a"):
             await waiting
+
+
+class FailingBackend(SteeredBackend):
+    """One whose jobs all fail, and which keeps nothing of the failure."""
+
+    async def run(self, key: ModelKey, request: Request, *, timeout_s: float) -> Completed[Result]:
+        self.started.append(request)
+        raise JobFailed(f"{key} failed, with {timeout_s} s left")
+
+
+async def test_a_failed_request_does_not_wait_for_the_garbage_collector(
+    orchestrator: LoopbackOrchestrator, ask: Ask
+) -> None:
+    backend = FailingBackend()
+    async with running(address(orchestrator), capacity(a=1)) as bridge:
+        await registered(orchestrator)
+        bridge.bridge.serve({A: backend})
+        gc.disable()
+        try:
+            assert (await ask())[0] == 500
+            while not bridge.records:
+                await asyncio.sleep(0.01)
+            # Its image may have hundreds of megabytes.
+            request = weakref.ref(backend.started.pop())
+            assert request() is None
+        finally:
+            gc.enable()
 
 
 async def test_two_bridges_with_different_models(
