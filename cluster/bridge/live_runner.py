@@ -7,6 +7,7 @@ do not come this way: the orchestrator sends its clients' requests to `cluster.b
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -149,7 +150,10 @@ class LiveRunnerRegistration:
         for key in keys:
             if key not in self._runners:
                 self._runners[key] = Heartbeats(
-                    orchestrator=self._address.url, secret=self._secret, name=str(key)
+                    orchestrator=self._address.url,
+                    secret=self._secret,
+                    name=str(key),
+                    price=partial(self._price, key),
                 )
             self._runners[key].announce(
                 Announcement(
@@ -157,7 +161,6 @@ class LiveRunnerRegistration:
                     runner_url=self._runner_url(key),
                     capacity=wanted.slots(key),
                     version=RUNNER_VERSION,
-                    price=self._price(key),
                 )
             )
 

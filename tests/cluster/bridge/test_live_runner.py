@@ -212,3 +212,19 @@ async def test_models_that_share_a_card_are_announced_in_turn(
         door.announce(sharing(1, 0))
         await until(lambda: known(orchestrator.live_runners) == {"llm/org/chat": 1})
         assert door.state.advertised.slots(SD) == 0
+
+
+async def test_another_price_is_told_with_the_next_heartbeat(
+    orchestrator: LoopbackOrchestrator,
+) -> None:
+    prices: dict[ModelKey, dict[str, Any]] = {}
+    door = registration(orchestrator, price=prices.get)
+
+    def told() -> list[Any]:
+        return [one.told.price_info for one in orchestrator.live_runners._runners.values()]
+
+    door.announce(capacity(sd=1))
+    async with working(door):
+        await until(lambda: told() == [None])
+        prices[SD] = {"price": 0.02, "currency": "usd", "unit": "hour"}
+        await until(lambda: told() == [prices[SD]])
