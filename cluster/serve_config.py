@@ -117,12 +117,12 @@ def _application(
 
 
 def _actor_options(model: AIModel, *, gpus: bool) -> dict[str, Any]:
-    if not gpus:
-        # The cores are shared by all models. By Serve's default each replica would take a whole
-        # one of Ray's CPUs, and on two cores a third replica would wait for ever.
-        return {"num_gpus": 0, "num_cpus": 0}
-    options: dict[str, Any] = {"num_gpus": model.ray.num_gpus}
-    if model.ray.accelerator_type:
+    # Without GPUs the cores are shared by all models. By Serve's default each replica would take a
+    # whole one of Ray's CPUs, and on two cores a third replica would wait for ever.
+    options: dict[str, Any] = (
+        {"num_gpus": model.ray.num_gpus} if gpus else {"num_gpus": 0, "num_cpus": 0}
+    )
+    if gpus and model.ray.accelerator_type:
         options["accelerator_type"] = model.ray.accelerator_type
     if variant := PIPELINES[model.pipeline].variant(model.model_id):
         pip = {"packages": list(variant.packages), "pip_install_options": PIP_INSTALL_OPTIONS}

@@ -164,6 +164,17 @@ def test_only_parler_tts_has_packages_of_its_own(tmp_path: Path) -> None:
     assert model_deployment(bark)["ray_actor_options"] == {"num_gpus": 1}
 
 
+def test_without_gpus_too_models_have_the_packages_they_need(tmp_path: Path) -> None:
+    (parler,) = render(
+        tmp_path,
+        {"pipeline": "text-to-speech", "model_id": "parler-tts/parler-tts-mini-v1"},
+        gpus=False,
+    )
+    options = model_deployment(parler)["ray_actor_options"]
+    assert (options["num_gpus"], options["num_cpus"]) == (0, 0)
+    assert "parler-tts==0.2.3" in options["runtime_env"]["pip"]["packages"]
+
+
 def test_models_behind_a_url_are_not_deployed(tmp_path: Path) -> None:
     applications = render(
         tmp_path,
