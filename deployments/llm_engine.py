@@ -1,7 +1,7 @@
 """What an llm replica asks of an engine: many generations at once on one loaded model.
 
-transformers stands behind it in `deployments.continuous_batching`, and other libraries may. An
-engine computes in threads or processes of its own; what it produces
+Two libraries stand behind it: transformers in `deployments.continuous_batching`, vLLM in
+`deployments.vllm_engine`. Each computes in threads or processes of its own; what it produces
 goes through mailboxes to the event loop of whoever asked. What is the same for both is here:
 who waits for what, and how all of them hear that the engine has ended.
 """

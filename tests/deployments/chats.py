@@ -1,7 +1,8 @@
-"""Chats with llm replicas."""
+"""Chats with llm replicas, on whichever engine."""
 
 import asyncio
-from functools import lru_cache
+from functools import lru_cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ TINY_LLM = "livepeer-ray/tiny-qwen3"
 CONTEXT_TOKENS = 2048
 PATIENCE_S = 60.0
 
+VLLM_IS_HERE = find_spec("vllm") is not None
+
 
 def write_llm(models_dir: Path) -> None:
-    """Writes the tiny model."""
-    write_repository(models_dir, TINY_LLM, save_language_model)
+    """Writes the tiny model with larger heads: vLLM has no others on CPUs."""
+    write_repository(models_dir, TINY_LLM, partial(save_language_model, head_dim=32))
 
 
 def args(models_dir: Path, model_id: str = TINY_LLM) -> ModelArgs:
@@ -48,15 +51,21 @@ def generated(replica: LLMReplica, content: str, max_tokens: int) -> list[int]:
         return_tensors="pt",
         return_dict=True,
     )
-    output = _model(replica.find()).generate(**encoded, do_sample=False, max_new_tokens=max_tokens)
+    # vLLM knows no tokens that a model is never to draw.
+    drawn = {} if isinstance(replica._engine, ContinuousBatching) else {"suppress_tokens": None}
+    output = _model(replica.find()).generate(
+        **encoded, do_sample=False, max_new_tokens=max_tokens, **drawn
+    )
     return list(output[0, encoded["input_ids"].shape[1] :].tolist())
 
 
 async def idle(replica: LLMReplica) -> None:
     """Waits until the engine holds no request."""
-    engine = replica._engine
-    assert isinstance(engine, ContinuousBatching)
-    holds = engine._manager.batch_processor.scheduler.has_pending_requests
+    engine: Any = replica._engine
+    if isinstance(engine, ContinuousBatching):
+        holds = engine._manager.batch_processor.scheduler.has_pending_requests
+    else:
+        holds = engine._llm.output_processor.has_unfinished_requests
     async with asyncio.timeout(30):
         while holds():
             await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""llm on a real engine with a tiny model: many at once, counted, bounded, cancelled, streamed."""
+"""llm on each engine with a tiny model: many at once, counted, bounded, cancelled, streamed."""
 
 import asyncio
 from collections.abc import Iterator
@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 
+from deployments.app import replica_class
 from deployments.detokenizer import Detokenizer
 from deployments.errors import BadRequest
 from deployments.llm import MAX_CHUNK_CHARS, LLMReplica
 from tests.deployments.chats import (
     CONTEXT_TOKENS,
     TINY_LLM,
+    VLLM_IS_HERE,
     answer,
     args,
     chat,
@@ -22,11 +24,15 @@ from tests.deployments.chats import (
 )
 
 
-@pytest.fixture(scope="module")
-def replica(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLMReplica]:
+# That vLLM is skipped, and why, test_vllm_engine.py says once.
+@pytest.fixture(scope="module", params=[None, "vllm"] if VLLM_IS_HERE else [None])
+def replica(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LLMReplica]:
     directory = tmp_path_factory.mktemp("models")
     write_llm(directory)
-    loaded = LLMReplica(args=args(directory))
+    loaded = replica_class("llm", engine=request.param)(args=args(directory))
+    assert isinstance(loaded, LLMReplica)
     yield loaded
     loaded.close()
 
