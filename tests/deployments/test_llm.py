@@ -186,7 +186,8 @@ async def test_every_sampling_that_is_let_through_works(
     replica: LLMReplica, parameters: dict[str, Any]
 ) -> None:
     result = await answer(replica, chat(max_tokens=8, **parameters))
-    assert result.usage.completion_tokens == 8
+    # Of tokens drawn at random the first may be the end.
+    assert result.usage.completion_tokens == 8 or result.finish_reason == "stop"
     await replica.check_health()
 
 
