@@ -146,7 +146,7 @@ _ALL = (
             Variant(
                 engine="vllm",
                 replica="deployments.vllm_engine:VLLMReplica",
-                # The newest with our torch: a copy with another one takes 5 GB more of disk.
+                # The newest that wants our torch, which pip then leaves in place.
                 packages=("vllm==0.32.0",),
                 dependencies=True,
             ),
