@@ -11,6 +11,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -24,6 +25,7 @@ from tests.deployments.chats import (
     args,
     chat,
     generated,
+    idle,
     streamed,
     write_llm,
 )
@@ -86,17 +88,25 @@ async def test_an_engine_that_died_fails_its_requests_and_the_health_check(
         await replica.run(chat())
 
 
-async def test_an_engine_that_hangs_is_given_up(
+async def test_an_engine_that_hangs_lets_go_and_is_given_up(
     replica: VLLMReplica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    engine: Any = replica._engine
     core = engine_core()
     os.kill(core.pid, signal.SIGSTOP)
     try:
+        leaving = asyncio.create_task(replica.run(chat()))
+        while not engine._llm.output_processor.has_unfinished_requests():
+            await asyncio.sleep(0.01)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        await idle(replica)
+
         waiting = asyncio.create_task(streamed(replica, chat()))
         await replica.check_health()
         monkeypatch.setattr("deployments.llm.STUCK_S", 1.0)
         async with asyncio.timeout(30):
-            while replica._engine.late_s < 1.0:
+            while engine.late_s < 1.0:
                 await asyncio.sleep(0.1)
         assert not waiting.done()
         with pytest.raises(LivepeerRayError, match="the engine is stuck, it owes an answer"):
