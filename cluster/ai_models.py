@@ -158,6 +158,8 @@ def _on_url(model: AIModel) -> str:
 
 def _on_ray(options: RayOptions) -> str:
     parts = [f"Ray, {options.num_gpus:g} GPU a replica" if options.num_gpus else "Ray, CPU"]
+    if options.engine:
+        parts.append(f"engine {options.engine}")
     if options.accelerator_type:
         parts.append(f"on {options.accelerator_type}")
     if options.max_ongoing_requests > 1:

@@ -172,6 +172,27 @@ class _Entry(BaseModel):
             raise ValueError("must be a Hugging Face id, organisation/name")
         return value
 
+    @field_validator("ray")
+    @classmethod
+    def _can_run(cls, value: RayOptions, info: ValidationInfo) -> RayOptions:
+        pipeline = info.data.get("pipeline")
+        if value.engine is None or pipeline not in PIPELINES:
+            return value
+        engines = PIPELINES[pipeline].engines
+        if value.engine not in engines:
+            having = [name for name, other in PIPELINES.items() if other.engines]
+            remedy = (
+                f"it has {', '.join(engines)}"
+                if engines
+                else f'remove "engine", which is for {", ".join(having)}'
+            )
+            raise ValueError(f'{pipeline} has no engine "{value.engine}"; {remedy}')
+        if not value.num_gpus:
+            raise ValueError(
+                f'engine "{value.engine}" runs on GPUs only; remove it, or "num_gpus": 0'
+            )
+        return value
+
     def why_skipped(self) -> str | None:
         """Returns the warning with which a valid entry is left out."""
         if self.pipeline in OTHER_PIPELINES:
@@ -191,6 +212,12 @@ class _Entry(BaseModel):
         if self.url and ray != of_url:
             warnings.append("ray: ignored but for live_runner_price, the model runs at its url")
             ray = of_url
+        if ray.num_gpus > 1 and ray.engine is None:
+            remedy = [f'or set "engine": "{name}"' for name in PIPELINES[self.pipeline].engines]
+            warnings.append(
+                "ray.num_gpus: this replica computes on one GPU and leaves the others idle; "
+                + " ".join(["lower it to 1", *remedy])
+            )
         if "max_ongoing_requests" not in ray.model_fields_set and not self.url:
             slots = PIPELINES[self.pipeline].slots
             ray = ray.model_copy(update={"max_ongoing_requests": slots})

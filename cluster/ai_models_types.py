@@ -60,6 +60,8 @@ class RayOptions(BaseModel):
     """Requests that one replica works on at a time; an entry without has its pipeline's number."""
     accelerator_type: Annotated[str, AfterValidator(word)] | None = None
     """Ray's name of a GPU model, such as A100, to which replicas are bound."""
+    engine: Annotated[str, AfterValidator(word)] | None = None
+    """What runs the model instead of its pipeline's own replica (`deployments.registry`)."""
     live_runner_price: LiveRunnerPrice | None = None
     """None where orchestrators are off-chain, or the worker is no live runner."""
 

@@ -19,8 +19,8 @@ from cluster.scaling import LOOK_BACK_S, REPORT_S, Scaler
 from deployments.model_args import DEPLOYMENT, ModelArgs
 from deployments.registry import PIPELINES
 
-PIP_INSTALL_OPTIONS = ["--no-deps", "--disable-pip-version-check", "--no-cache-dir"]
-"""The first because pip would change what Ray itself runs on; the others are Ray's defaults."""
+PIP_INSTALL_OPTIONS = ["--disable-pip-version-check", "--no-cache-dir"]
+"""Ray's defaults, which it forgets where others are added."""
 
 PACK = {"RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY": "1"}
 """By default Serve spreads replicas over machines, until each has one card in use and none the two
@@ -100,11 +100,12 @@ def _application(
             pipeline=model.pipeline,
             model_id=model.model_id,
             models_dir=models_dir,
+            engine=_engine(model, gpus=gpus),
             # None of the GPU (0) is the CPU, where it means nothing.
             gpu_share=min(model.ray.num_gpus, 1) or 1,
             sfast=model.flags.sfast,
             deepcache=model.flags.deepcache,
-        ).model_dump(mode="json"),
+        ).model_dump(mode="json", exclude_none=True),
         "deployments": [
             {
                 "name": DEPLOYMENT,
@@ -116,16 +117,23 @@ def _application(
     }
 
 
+def _engine(model: AIModel, *, gpus: bool) -> str | None:
+    """On CPUs each pipeline has its own: the others' packages are made for GPUs."""
+    return model.ray.engine if gpus else None
+
+
 def _actor_options(model: AIModel, *, gpus: bool) -> dict[str, Any]:
-    if not gpus:
-        # The cores are shared by all models. By Serve's default each replica would take a whole
-        # one of Ray's CPUs, and on two cores a third replica would wait for ever.
-        return {"num_gpus": 0, "num_cpus": 0}
-    options: dict[str, Any] = {"num_gpus": model.ray.num_gpus}
-    if model.ray.accelerator_type:
+    # Without GPUs the cores are shared by all models. By Serve's default each replica would take a
+    # whole one of Ray's CPUs, and on two cores a third replica would wait for ever.
+    options: dict[str, Any] = (
+        {"num_gpus": model.ray.num_gpus} if gpus else {"num_gpus": 0, "num_cpus": 0}
+    )
+    if gpus and model.ray.accelerator_type:
         options["accelerator_type"] = model.ray.accelerator_type
-    if variant := PIPELINES[model.pipeline].variant(model.model_id):
-        pip = {"packages": list(variant.packages), "pip_install_options": PIP_INSTALL_OPTIONS}
+    variant = PIPELINES[model.pipeline].variant(model.model_id, _engine(model, gpus=gpus))
+    if variant:
+        flags = PIP_INSTALL_OPTIONS if variant.dependencies else ["--no-deps", *PIP_INSTALL_OPTIONS]
+        pip = {"packages": list(variant.packages), "pip_install_options": flags}
         options["runtime_env"] = {"pip": pip}
     return options
 

@@ -34,7 +34,7 @@ def build(args: ModelArgs) -> serve.Application:
     Raises:
         ValueError: for a pipeline that is not in the registry.
     """
-    return application(replica_class(args.pipeline, args.model_id), args)
+    return application(replica_class(args.pipeline, args.model_id, args.engine), args)
 
 
 def application(replica: type[Replica[Any, Any, Any]], args: ModelArgs) -> serve.Application:
@@ -53,8 +53,10 @@ def application(replica: type[Replica[Any, Any, Any]], args: ModelArgs) -> serve
     return deployment(replica).bind(args=args)
 
 
-def replica_class(pipeline: str, model_id: str = "") -> type[Replica[Any, Any, Any]]:
-    """Imports the replica class of a pipeline, or of the variant that a model needs.
+def replica_class(
+    pipeline: str, model_id: str = "", engine: str | None = None
+) -> type[Replica[Any, Any, Any]]:
+    """Imports the replica class of a pipeline, or of the variant that a model or engine needs.
 
     Raises:
         ValueError: there is no such pipeline.
@@ -62,7 +64,7 @@ def replica_class(pipeline: str, model_id: str = "") -> type[Replica[Any, Any, A
     """
     if pipeline not in PIPELINES:
         raise ValueError(f"no pipeline {pipeline!r}; there are: {', '.join(PIPELINES)}")
-    path = (PIPELINES[pipeline].variant(model_id) or PIPELINES[pipeline]).replica
+    path = (PIPELINES[pipeline].variant(model_id, engine) or PIPELINES[pipeline]).replica
     module, _, name = path.partition(":")
     found = getattr(importlib.import_module(module), name)
     if not (isinstance(found, type) and issubclass(found, Replica)):

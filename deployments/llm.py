@@ -1,8 +1,8 @@
 """llm: chat with causal language models, many requests at once.
 
 Unlike other replicas, `run` and `stream` do not wait for a model thread: every request is a
-row in the batches of one engine (`deployments.continuous_batching`). The model thread loads,
-and turns prompts into tokens so that a long one keeps no health check waiting.
+row in the batches of one engine (`deployments.llm_engine`), here transformers'. The model thread
+loads, and turns prompts into tokens so that a long one keeps no health check waiting.
 """
 
 import asyncio
@@ -11,12 +11,14 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deployments.continuous_batching import Engine, Progress, Sampling
+from deployments.continuous_batching import ContinuousBatching
+from deployments.detokenizer import Detokenizer
 from deployments.errors import BadRequest, InferenceFailed, LivepeerRayError, ModelBroken
+from deployments.llm_engine import Engine, Progress, Prompt, Sampling
 from deployments.loading import choose_device, one_line
 from deployments.replica import DEADLINE_S, STUCK_S, Replica
 from deployments.schemas.base import Completed
@@ -42,60 +44,17 @@ a second a stream, which a hundred streams of single tokens would pass."""
 MAX_CHUNK_CHARS = 2_000
 """JSON escapes a character in 12 bytes at most; a line of the event stream has 48 KiB."""
 
-UNFINISHED_CHARACTER = "\ufffd"
-"""What a tokenizer shows for the first bytes of a character of several tokens."""
-
-
 ENGINE_REFUSALS = (
     *(ValueError, TypeError, AttributeError, KeyError, NotImplementedError),  # the architecture
     MemoryError,  # no room for a cache beside the model
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prompt:
-    """A request as the engine takes it."""
-
-    tokens: Sequence[int]
-    max_tokens: int
-    sampling: Sampling
-
-
-class Detokenizer:
-    """Tokens to text, as they come.
-
-    A text is handed out once no further token changes it. The window of tokens that is decoded
-    begins at the last hand-out but one, since tokenizers treat the first of a text differently.
-    """
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._window = 0
-        self._read = 0
-
-    def feed(self, tokens: Sequence[int], *, last: bool) -> str:
-        """Returns the text that is new.
-
-        Args:
-            tokens: all of the answer so far.
-            last: whether nothing follows, so that what is still open is handed out too.
-        """
-        known = self._decode(tokens[self._window : self._read])
-        text = self._decode(tokens[self._window :])
-        if text.endswith(UNFINISHED_CHARACTER) and not last:
-            return ""
-        self._window, self._read = self._read, len(tokens)
-        return text[len(known) :]
-
-    def _decode(self, tokens: Sequence[int]) -> str:
-        text = self._tokenizer.decode(
-            list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return str(text)
-
-
 class LLMReplica(Replica[LLMRequest, Progress, LLMResult]):
     """Text from a chat."""
+
+    _engine: Engine
+    _tokenizer: Any
 
     def load(self, snapshot: Path) -> None:
         """Loads model and tokenizer and starts the engine.
@@ -103,19 +62,19 @@ class LLMReplica(Replica[LLMRequest, Progress, LLMResult]):
         Raises:
             ModelBroken: the engine cannot run this model.
         """
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForCausalLM
 
         self.imported()
         config = AutoConfig.from_pretrained(snapshot, local_files_only=True)
         device = choose_device()
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(snapshot, local_files_only=True)
+        self.load_tokenizer(snapshot)
         model = AutoModelForCausalLM.from_pretrained(
             snapshot, dtype=_choose_dtype(config, device), local_files_only=True
         )
         self.start_up.mark("weights")
         model.to(device)
         try:
-            self._engine = Engine(
+            self._engine = ContinuousBatching(
                 model.eval(),
                 end_token=self._tokenizer.eos_token_id,
                 gpu_share=self.args.gpu_share,
@@ -126,6 +85,12 @@ class LLMReplica(Replica[LLMRequest, Progress, LLMResult]):
                 f"model here ({one_line(error)}); serve another one, or give it a larger GPU if "
                 "it is memory that is short"
             ) from error
+
+    def load_tokenizer(self, snapshot: Path) -> None:
+        """Loads the tokenizer, to be called by `load`: prompts and answers are text here alone."""
+        from transformers import AutoTokenizer
+
+        self._tokenizer = AutoTokenizer.from_pretrained(snapshot, local_files_only=True)
 
     def warm_up_request(self) -> LLMRequest:
         """Returns a chat of one message."""
@@ -227,9 +192,7 @@ class LLMReplica(Replica[LLMRequest, Progress, LLMResult]):
         await super().check_health()
         if (late_s := self._engine.late_s) > STUCK_S:
             # The others would wait for it until their time is over, and Serve for them.
-            self._engine.give_up(
-                f"the engine is stuck, it should have dropped a request {late_s:.0f} s ago"
-            )
+            self._engine.give_up(f"the engine is stuck, it owes an answer for {late_s:.0f} s")
         if self._engine.fault is not None:
             raise LivepeerRayError(f"{self.args.model_id}: {self._engine.fault}")
 
@@ -298,9 +261,7 @@ class LLMReplica(Replica[LLMRequest, Progress, LLMResult]):
         return list(encoded["input_ids"])
 
     def _progress(self, prompt: Prompt, *, stream: bool) -> AsyncGenerator[Progress, None]:
-        return self._engine.generate(
-            prompt.tokens, max_tokens=prompt.max_tokens, sampling=prompt.sampling, stream=stream
-        )
+        return self._engine.generate(prompt, stream=stream)
 
     async def _generate(self, prompt: Prompt) -> Progress:
         async with aclosing(self._progress(prompt, stream=False)) as progresses:

@@ -22,6 +22,8 @@ class ModelArgs(BaseModel):
     """The Hugging Face id, `organisation/name`."""
     models_dir: Path
     """A directory in the Hugging Face cache layout, the same path on every node."""
+    engine: str | None = None
+    """aiModels.json's `engine`; None: the pipeline's own."""
     gpu_share: float = Field(default=1.0, gt=0, le=1)
     """Part of its GPU's memory that the model may fill, where it would fill what there is."""
     sfast: bool = False

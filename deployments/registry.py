@@ -29,14 +29,20 @@ of 24 GB, of which a model of 8 billion parameters takes 16, each has some 3,000
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """Models of a pipeline that another replica serves, with packages of its own."""
+    """Another replica that serves models of a pipeline, with packages of its own."""
 
-    prefix: str
-    """What their ids begin with."""
+    prefix: str = ""
+    """What the ids of these models begin with."""
+    engine: str | None = None
+    """The `engine` by which an entry of aiModels.json asks for it, for a replica that spreads a
+    model over all its GPUs; None: nobody has to ask."""
     replica: str
     """`module:class`, a `deployments.replica.Replica`."""
     packages: tuple[str, ...]
-    """What pip installs over a copy of this environment, exactly these: dependencies are named."""
+    """What pip installs over a copy of this environment."""
+    dependencies: bool = False
+    """Whether pip also installs what these need. Otherwise what they need is named, as pip would
+    change what Ray itself runs on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +68,21 @@ class Pipeline:
     """Requests that a replica works on at a time, where aiModels.json does not say."""
     variants: tuple[Variant, ...] = ()
 
-    def variant(self, model_id: str) -> Variant | None:
-        """Returns the variant that this model needs, None for the pipeline's own replica."""
-        return next((v for v in self.variants if model_id.startswith(v.prefix)), None)
+    def variant(self, model_id: str, engine: str | None = None) -> Variant | None:
+        """Returns the variant that this model needs, None for the pipeline's own replica.
+
+        Args:
+            model_id: the Hugging Face id.
+            engine: one of `engines` that was asked for.
+        """
+        return next(
+            (v for v in self.variants if v.engine == engine and model_id.startswith(v.prefix)), None
+        )
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """What may be asked for."""
+        return tuple(variant.engine for variant in self.variants if variant.engine)
 
 
 _ALL = (
@@ -124,6 +142,15 @@ _ALL = (
         replica="deployments.llm:LLMReplica",
         model_field="model",
         slots=LLM_SLOTS,
+        variants=(
+            Variant(
+                engine="vllm",
+                replica="deployments.vllm_engine:VLLMReplica",
+                # The newest that wants our torch, which pip then leaves in place.
+                packages=("vllm==0.32.0",),
+                dependencies=True,
+            ),
+        ),
     ),
     Pipeline(
         name="image-to-text",

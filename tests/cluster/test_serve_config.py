@@ -164,6 +164,49 @@ def test_only_parler_tts_has_packages_of_its_own(tmp_path: Path) -> None:
     assert model_deployment(bark)["ray_actor_options"] == {"num_gpus": 1}
 
 
+def test_an_engine_comes_with_its_packages_and_what_they_need(tmp_path: Path) -> None:
+    (application,) = render(
+        tmp_path,
+        {"pipeline": "llm", "model_id": "org/a", "ray": {"engine": "vllm", "num_gpus": 2}},
+    )
+    assert application["args"]["engine"] == "vllm"
+    assert application["args"]["gpu_share"] == 1.0
+    options = model_deployment(application)["ray_actor_options"]
+    assert options["num_gpus"] == 2
+    environment = options["runtime_env"]["pip"]
+    assert environment["packages"] == ["vllm==0.32.0"]
+    assert "--no-deps" not in environment["pip_install_options"]
+
+
+def test_an_engine_shares_a_card_like_its_model(tmp_path: Path) -> None:
+    (application,) = render(
+        tmp_path,
+        {"pipeline": "llm", "model_id": "org/a", "ray": {"engine": "vllm", "num_gpus": 0.5}},
+    )
+    assert application["args"]["gpu_share"] == 0.5
+
+
+def test_without_gpus_too_models_have_the_packages_they_need(tmp_path: Path) -> None:
+    (parler,) = render(
+        tmp_path,
+        {"pipeline": "text-to-speech", "model_id": "parler-tts/parler-tts-mini-v1"},
+        gpus=False,
+    )
+    options = model_deployment(parler)["ray_actor_options"]
+    assert (options["num_gpus"], options["num_cpus"]) == (0, 0)
+    assert "parler-tts==0.2.3" in options["runtime_env"]["pip"]["packages"]
+
+
+def test_without_gpus_no_engine_is_installed_that_needs_them(tmp_path: Path) -> None:
+    (application,) = render(
+        tmp_path,
+        {"pipeline": "llm", "model_id": "org/a", "ray": {"engine": "vllm"}},
+        gpus=False,
+    )
+    assert model_deployment(application)["ray_actor_options"] == {"num_gpus": 0, "num_cpus": 0}
+    assert "engine" not in application["args"]
+
+
 def test_models_behind_a_url_are_not_deployed(tmp_path: Path) -> None:
     applications = render(
         tmp_path,

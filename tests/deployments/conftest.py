@@ -66,7 +66,7 @@ class ObservedReplica(TextToImageReplica):
         return super().infer_together(requests, observed)
 
 
-def args(models_dir: Path, model_id: str = TINY_SD, **flags: bool) -> ModelArgs:
+def args(models_dir: Path, model_id: str = TINY_SD, **flags: Any) -> ModelArgs:
     return ModelArgs(pipeline="text-to-image", model_id=model_id, models_dir=models_dir, **flags)
 
 

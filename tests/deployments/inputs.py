@@ -30,7 +30,7 @@ def png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def load(pipeline: str, model_id: str, models_dir: Path, **flags: bool) -> Any:
+def load(pipeline: str, model_id: str, models_dir: Path, **flags: Any) -> Any:
     """Returns the replica that the registry names for the pipeline, loaded."""
     return replica_class(pipeline)(
         args=ModelArgs(pipeline=pipeline, model_id=model_id, models_dir=models_dir, **flags)

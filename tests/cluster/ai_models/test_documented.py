@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cluster.ai_models import AIModel, OptimizationFlags, RayOptions, load_ai_models
+from cluster.ai_models import AIModel, OptimizationFlags, RayOptions, format_table, load_ai_models
 from deployments.registry import PIPELINES
 from tests.cluster.ai_models.reading import Write, entry, problems, warnings
 
@@ -101,6 +101,27 @@ def test_our_own_fields(write: Write) -> None:
         ),
     )
     assert models.warnings == ()
+
+
+def test_an_engine_of_a_pipeline_s_own(write: Write) -> None:
+    fields = entry(pipeline="llm", ray={"engine": "vllm", "num_gpus": 4})
+    models = load_ai_models(write([fields]))
+    assert (models.models[0].ray.engine, models.warnings) == ("vllm", ())
+    assert format_table(models).endswith("Ray, 4 GPU a replica, engine vllm, 16 requests at a time")
+
+
+def test_gpus_that_nothing_would_use_are_told(write: Write) -> None:
+    models = load_ai_models(
+        write([entry(ray={"num_gpus": 2}), entry(pipeline="llm", ray={"num_gpus": 2})])
+    )
+    idle = (
+        "ray.num_gpus: this replica computes on one GPU and leaves the others idle; lower it to 1"
+    )
+    assert warnings(models) == [
+        f"entry 1 (text-to-image org/name): {idle}",
+        f'entry 2 (llm org/name): {idle} or set "engine": "vllm"',
+    ]
+    assert [model.ray.num_gpus for model in models.models] == [2, 2]
 
 
 @pytest.mark.parametrize(

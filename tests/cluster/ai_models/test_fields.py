@@ -37,7 +37,20 @@ from tests.cluster.ai_models.reading import TOKEN, Write, entry, problems
         (
             {"ray": {"gpus": 1}},
             "ray.gpus: is not an option; the options are num_gpus, max_replicas, "
-            "max_ongoing_requests, accelerator_type",
+            "max_ongoing_requests, accelerator_type, engine",
+        ),
+        ({"ray": {"engine": 3}}, "ray.engine: must be a string, got 3"),
+        (
+            {"ray": {"engine": "vllm"}},
+            'ray: text-to-image has no engine "vllm"; remove "engine", which is for llm',
+        ),
+        (
+            {"pipeline": "llm", "ray": {"engine": "sglang"}},
+            'ray: llm has no engine "sglang"; it has vllm',
+        ),
+        (
+            {"pipeline": "llm", "ray": {"engine": "vllm", "num_gpus": 0}},
+            'ray: engine "vllm" runs on GPUs only; remove it, or "num_gpus": 0',
         ),
         ({"ray": {"a\nb": 1}}, "ray.'a\\nb': is not an option"),
         ({"optimization_flags": []}, "optimization_flags: must be an object"),
