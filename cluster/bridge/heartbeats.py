@@ -173,10 +173,14 @@ class Heartbeats:
             },
             timeout_s=TIMEOUT_S,
         )
-        if known and status in (401, 404):
-            # It was restarted, or has not heard of us for too long.
+        if status in (401, 404) and (known or self._runner_id):
+            # It was restarted, or has not heard of us for too long. The id is proposed again, so
+            # that clients need not look anew, unless it is taken: until an expired runner is
+            # swept away (up to 5 s), and by ourselves if the answer to our registration was lost.
             logger.info("%s has forgotten %s: registering anew", self._orchestrator, self._name)
             self._heartbeat_secret = SecretStr("")
+            if not known:
+                self._runner_id = ""
             return await self._beat(http)
         self._check(status, body)
         try:

@@ -175,15 +175,21 @@ class LiveRunnerRegistration:
     ) -> None:
         """Returns on another capacity; raises what ended a runner."""
         changed = asyncio.create_task(self._changed.wait())
+        answered = asyncio.create_task(self._answered())
         try:
             done, _ = await asyncio.wait(
                 {changed, *beating.values()}, return_when=asyncio.FIRST_COMPLETED
             )
         finally:
             changed.cancel()
-        self._problem = ""
+            answered.cancel()
         for task in done - {changed}:
             task.result()
+
+    async def _answered(self) -> None:
+        """Forgets why the orchestrator was out of reach, once it has answered every runner."""
+        await _said(self._runners.values())
+        self._problem = ""
 
 
 async def _said(runners: Iterable[Heartbeats]) -> None:

@@ -13,7 +13,7 @@ from hmac import compare_digest
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 MAX_METADATA_BYTES = 1_024
 
@@ -32,18 +32,23 @@ class RunnerError(Exception):
 class Heartbeat(BaseModel):
     """The body of `POST /runners/heartbeat`."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, strict=True)
 
     runner_id: str = ""
     runner_url: str = ""
     app: str = ""
     mode: str = "persistent"
-    capacity: int = Field(default=0, ge=0)
+    capacity: int = 0
     status: str = ""
     version: str = ""
     metadata: str = ""
     gpu: dict[str, Any] | None = None
     price_info: dict[str, Any] | None = None
+
+    @field_validator("runner_id")
+    @classmethod
+    def _id(cls, runner_id: str) -> str:
+        return runner_id.strip()
 
     @field_validator("runner_url")
     @classmethod
@@ -66,6 +71,13 @@ class Heartbeat(BaseModel):
         if status != status.strip().lower():
             raise ValueError("status must be lowercase and trimmed")
         return status
+
+    @field_validator("capacity")
+    @classmethod
+    def _not_negative(cls, capacity: int) -> int:
+        if capacity < 0:
+            raise ValueError("capacity must be >= 0")
+        return capacity
 
     @field_validator("metadata")
     @classmethod
@@ -114,6 +126,7 @@ class LiveRunners:
         self._secret = secret
         self._interval_s, self._ttl_s = interval_s, ttl_s
         self._now = now
+        self._began = now()
         self._runners: dict[str, Runner] = {}
 
     def heartbeat(self, body: bytes, *, authorization: str, orchestrator: str) -> dict[str, Any]:
@@ -127,6 +140,7 @@ class LiveRunners:
         except ValidationError as error:
             finding = error.errors(include_url=False)[0]
             raise RunnerError(400, finding["msg"].removeprefix("Value error, ")) from None
+        self._sweep()
         runner = self._runners.get(told.runner_id)
         answer: dict[str, Any] = {
             "orchestrator": orchestrator,
@@ -145,7 +159,7 @@ class LiveRunners:
             self._runners[runner.runner_id] = runner
             answer["heartbeat_secret"] = runner.secret
         elif self._expired(runner):
-            del self._runners[runner.runner_id]
+            # Until it is swept away not even the -orchSecret brings its id back.
             raise RunnerError(404, "runner not found")
         elif not _same(authorization, runner.secret):
             raise RunnerError(401, "invalid heartbeat authorization")
@@ -174,12 +188,15 @@ class LiveRunners:
                 "url": f"{orchestrator}/apps/{runner.runner_id}/app",
                 "app": runner.told.app,
                 "mode": "single-shot",
-                "version": runner.told.version,
-                "metadata": runner.told.metadata,
-                "gpu": runner.told.gpu,
+                **{
+                    name: said
+                    for name in ("version", "metadata", "gpu")
+                    if (said := getattr(runner.told, name))
+                },
                 "capacity": runner.capacity,
                 "capacity_used": len(runner.sessions),
-                "capacity_available": max(0, runner.capacity - len(runner.sessions)),
+                # Below 0 where it was lowered while they ran.
+                "capacity_available": runner.capacity - len(runner.sessions),
             }
             for runner in self._runners.values()
             if not self._expired(runner) and runner.told.status in READY
@@ -219,6 +236,14 @@ class LiveRunners:
         if runner is None or self._expired(runner):
             raise RunnerError(404, "runner not found")
         return runner
+
+    def _sweep(self) -> None:
+        """Removes who had expired when the last interval ended."""
+        now = self._now()
+        swept = now - (now - self._began) % self._interval_s
+        for runner_id, runner in list(self._runners.items()):
+            if swept - runner.last_heartbeat > self._ttl_s:
+                del self._runners[runner_id]
 
     def _expired(self, runner: Runner) -> bool:
         return self._now() - runner.last_heartbeat > self._ttl_s

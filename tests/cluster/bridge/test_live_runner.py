@@ -13,7 +13,7 @@ from cluster.bridge.address import Address
 from cluster.bridge.heartbeats import Heartbeats
 from cluster.bridge.live_runner import LiveRunnerRegistration
 from cluster.capacity import Capacity, ModelCapacity
-from cluster.errors import InvalidSecret
+from cluster.errors import InvalidSecret, OrchestratorUnreachable
 from cluster.loopback.live_runners import LiveRunners
 from cluster.loopback.server import LoopbackOrchestrator
 
@@ -121,6 +121,47 @@ async def test_an_orchestrator_that_forgot_it_is_told_again(
         await until(lambda: len(known(orchestrator.live_runners)) == 2)
 
 
+async def test_one_that_expired_is_back_before_the_orchestrator_swept_it_away(
+    orchestrator: LoopbackOrchestrator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LiveRunners, "_sweep", lambda _: None)
+    door = registration(orchestrator)
+    door.announce(capacity(sd=1))
+    async with working(door):
+        await until(lambda: bool(known(orchestrator.live_runners)))
+        (first,) = orchestrator.live_runners._runners.values()
+        first.last_heartbeat -= 3600
+        assert not known(orchestrator.live_runners)
+        await until(lambda: bool(known(orchestrator.live_runners)))
+        assert not door.state.detail
+
+
+async def test_a_registration_whose_answer_was_lost_is_made_again(
+    orchestrator: LoopbackOrchestrator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post = Heartbeats._post
+    lost: list[int] = []
+
+    async def lossy(
+        runner: Heartbeats, http: Any, path: str, *, secret: SecretStr, **options: Any
+    ) -> tuple[int, bytes]:
+        answer = await post(runner, http, path, secret=secret, **options)
+        if secret.get_secret_value() == SECRET and runner._runner_id and not lost:
+            lost.append(answer[0])
+            raise OrchestratorUnreachable("the line broke")
+        return answer
+
+    monkeypatch.setattr(Heartbeats, "_post", lossy)
+    door = registration(orchestrator)
+    door.announce(capacity(sd=1))
+    async with working(door) as task:
+        await until(lambda: door.state.registered)
+        orchestrator.live_runners.forget_all()
+        await until(lambda: lost == [200])
+        await until(lambda: door.state.registered and not door.state.detail)
+        assert not task.done()
+
+
 async def test_a_restarted_orchestrator_with_another_certificate_is_told_again() -> None:
     async with LoopbackOrchestrator(secret=SECRET, heartbeat_s=HEARTBEAT_S) as first:
         door = registration(first)
@@ -131,6 +172,7 @@ async def test_a_restarted_orchestrator_with_another_certificate_is_told_again()
     async with LoopbackOrchestrator(secret=SECRET, port=port, heartbeat_s=HEARTBEAT_S) as second:
         await until(lambda: bool(known(second.live_runners)))
         assert door.state.certificate == second.fingerprint != before
+        await until(lambda: not door.state.detail)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert not known(second.live_runners)
