@@ -4,8 +4,9 @@ It is the API of the cluster's ingress (deployments/ingress), but its requests t
 own slots, beside the jobs of the other registration, so that both doors together never take more
 than there is.
 
-Who may knock: whoever knows the address, which is the orchestrator alone
-(`cluster.bridge.runner_urls`).
+Who may knock: whoever knows the address of a model, which is the orchestrator alone
+(`cluster.bridge.runner_urls`). Nothing but the models has one: no documentation, no redirect, for
+what they answer would tell the address to the orchestrator's clients.
 """
 
 import asyncio
@@ -15,20 +16,18 @@ import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
 from pydantic import SecretStr
-from starlette.applications import Starlette
 from starlette.requests import Request as HTTPRequest
-from starlette.routing import Mount
+from starlette.responses import PlainTextResponse
 
 from cluster.ai_models import ModelKey
 from cluster.bridge.bridge import Bridge
-from cluster.bridge.disconnects import CancelledWhenGone
+from cluster.bridge.disconnects import App, CancelledWhenGone, Message, Receive, Send
 from cluster.bridge.event_stream import Stream
 from cluster.bridge.job import Visit, Work
-from cluster.bridge.runner_urls import runner_url, secret_path
+from cluster.bridge.runner_urls import opens, runner_url
 from cluster.capacity import Capacity
 from cluster.errors import (
     BadRequest,
@@ -50,6 +49,10 @@ from deployments.registry import PIPELINES
 from deployments.schemas.base import Chunk, Completed, Request, Result
 
 logger = logging.getLogger(__name__)
+
+KEEP_ALIVE_S = 120.0
+"""How long an idle connection stays open. Orchestrators use one again for 90 s (Go's
+http.DefaultTransport): if we closed it first, a request on its way at that moment would be 502."""
 
 SOURCE = "live-runner"
 """Free slots are shared fairly between this door and each orchestrator of the other."""
@@ -121,6 +124,7 @@ class Door:
         config.bind = [f"fd://{listener.detach()}"]
         config.accesslog = config.errorlog = None
         config.graceful_timeout = 1.0
+        config.keep_alive_timeout = KEEP_ALIVE_S
         over = asyncio.Event()
         serving = asyncio.create_task(
             serve(CancelledWhenGone(self.app()), config, shutdown_trigger=over.wait)  # type: ignore[arg-type] # hypercorn's messages are TypedDicts
@@ -131,10 +135,25 @@ class Door:
             over.set()
             await asyncio.gather(serving, return_exceptions=True)
 
-    def app(self) -> Starlette:
-        """The API below the path that nobody can guess."""
-        api: FastAPI = create_app(self._service)
-        return Starlette(routes=[Mount(f"/{secret_path(self._secret)}", app=api)])
+    def app(self) -> App:
+        """The API below the paths that nobody can guess."""
+        return _BehindTheSecret(create_app(self._service), self._secret)
+
+
+class _BehindTheSecret:
+    """Hands on what knows the address of the model that it asks."""
+
+    def __init__(self, api: App, secret: SecretStr) -> None:
+        self._api = api
+        self._secret = secret
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            if not (secret := opens(scope["path"], self._secret)):
+                await PlainTextResponse("Not Found", 404)(scope, receive, send)
+                return
+            scope = {**scope, "path": scope["path"].removeprefix(f"/{secret}")}
+        await self._api(scope, receive, send)
 
 
 class _WhoeverKnowsTheAddress(Guard):

@@ -34,6 +34,8 @@ class Head:
     """`ip:port`."""
     headers: Mapping[bytes, bytes]
     """Names in lower case; of repeated headers the first, as Go's Header.Get."""
+    query: str = ""
+    """As it came, without its question mark."""
 
     def header(self, name: str) -> str:
         """Returns a header's value, empty where it is absent."""
@@ -80,6 +82,7 @@ def read_head(scope: Message) -> Head:
         http_version=scope["http_version"],
         peer=format_peer(host, port),
         headers=headers,
+        query=bytes(scope.get("query_string", b"")).decode("latin-1"),
     )
 
 
@@ -123,6 +126,7 @@ async def read_request(head: Head, receive: Receive, *, max_body_bytes: int) -> 
         http_version=head.http_version,
         peer=head.peer,
         headers=head.headers,
+        query=head.query,
         body=body,
         body_error=error,
     )

@@ -1,17 +1,22 @@
 """Live runners over HTTP: how they register, how they are found, and the way to them.
 
 The way is a reverse proxy: what a client sends to `/apps/{runner_id}/app/{path}` goes to the
-runner's url with that path, and what the runner answers comes back as it comes (go-livepeer,
-server/ai_http.go).
+runner's url with that path, and what the runner answers comes back as it comes, its headers and
+redirects included (go-livepeer, server/ai_http.go). Both paths are joined as Go does it: `..` in
+the client's, which arrives where it is written `..%2f`, leads out of the runner's. The certificate
+of a runner with an https url is checked.
 """
 
 import asyncio
 import json
+import posixpath
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from http import HTTPStatus
+from urllib.parse import quote, urlsplit
 
 import aiohttp
+from yarl import URL
 
 from cluster.loopback.asgi import Receive, Request, Response, Send, StreamedResponse, respond
 from cluster.loopback.live_runners import LiveRunners, RunnerError
@@ -27,6 +32,9 @@ HOP_BY_HOP = frozenset(
     }
 )
 """What is between two neighbours only, or said anew."""
+
+SAID_BY_US = frozenset({b"content-type", b"date", b"server"})
+"""Of an answer, beside what is between neighbours."""
 
 _CONNECT_S = 10.0
 
@@ -69,8 +77,12 @@ class LiveRunnerRoutes:
     def _registry(self, request: Request) -> Response:
         authorization = request.header("authorization")
         if request.path == DISCOVERY:
+            if request.method not in ("GET", "HEAD"):
+                raise RunnerError(405, "Method Not Allowed")
             ready = self._runners.discovery(orchestrator=self._url)
-            return _json([{"address": self._url, "runners": ready}])
+            return _json([{"address": self._url, **({"runners": ready} if ready else {})}])
+        if request.method != "POST":
+            raise RunnerError(405, "Method Not Allowed")
         if request.path == HEARTBEAT:
             return _json(
                 self._runners.heartbeat(
@@ -92,13 +104,12 @@ class LiveRunnerRoutes:
                     aiohttp.ClientSession(
                         auto_decompress=False,
                         timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
-                        connector=aiohttp.TCPConnector(ssl=False),
                     )
                 )
                 answer = await stack.enter_async_context(
                     http.request(
                         request.method,
-                        f"{url.rstrip('/')}/{path}",
+                        _joined(url, path, request.query),
                         data=bytes(request.body) or None,
                         headers={
                             **{
@@ -124,8 +135,22 @@ class LiveRunnerRoutes:
                     status=answer.status,
                     body=_pieces(answer),
                     media_type=answer.headers.get("Content-Type", ""),
+                    headers={
+                        name: value
+                        for name, value in answer.headers.items()
+                        if name.lower().encode() not in HOP_BY_HOP | SAID_BY_US
+                    },
                 ),
             )
+
+
+def _joined(url: str, path: str, query: str) -> URL:
+    """The runner's url with the client's path, as Go's url.JoinPath makes it, and query."""
+    parts = urlsplit(url)
+    joined = posixpath.normpath(f"/{parts.path}/{path}").lstrip("/")
+    slash = "/" if path.endswith("/") and joined else ""
+    asked = f"?{query}" if query else ""
+    return URL(f"{parts.scheme}://{parts.netloc}/{quote(joined)}{slash}{asked}", encoded=True)
 
 
 async def _pieces(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:

@@ -10,11 +10,12 @@ from typing import Any
 import aiohttp
 import pytest
 from pydantic import SecretStr
+from yarl import URL
 
 from cluster.ai_models import ModelKey
 from cluster.bridge.bridge import Bridge, Registration
 from cluster.bridge.deadlines import Deadlines
-from cluster.bridge.door import Door
+from cluster.bridge.door import KEEP_ALIVE_S, Door
 from cluster.bridge.inputs import Inputs
 from cluster.bridge.live_runner import LiveRunnerRegistration
 from cluster.bridge.record import JobRecord
@@ -26,6 +27,9 @@ from cluster.loopback import LoopbackOrchestrator
 from tests.cluster.bridge.conftest import SECRET, A, Ask, SteeredBackend, address
 from tests.cluster.bridge.test_event_stream import CHAT, Chat, chunk
 from tests.free_ports import free_port
+
+GO_USES_A_CONNECTION_AGAIN_S = 90.0
+"""IdleConnTimeout of http.DefaultTransport."""
 
 
 def capacity(*, a: int = 0, chat: int = 0) -> Capacity:
@@ -271,6 +275,50 @@ async def test_only_who_knows_the_address_comes_in(orchestrator: LoopbackOrchest
         assert worker.image.started == []
         discovery = orchestrator.live_runners.discovery(orchestrator=orchestrator.url)
         assert secret not in json.dumps(discovery)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "..%2f..%2f..",
+        "..%2f..%2f..%2fopenapi.json",
+        "..%2f..%2f..%2fdocs",
+        "..%2f..%2f..%2fhealth",
+        "..%2f..%2f..%2fllm%2forg%2fchat%2fhealth",
+        "..%2f..%2f..%2f%2e%2e%2fhealth",
+        "openapi.json",
+        "text-to-image/x/text-to-image",
+    ],
+)
+async def test_a_runner_leads_nowhere_else(orchestrator: LoopbackOrchestrator, path: str) -> None:
+    async with standing(orchestrator, capacity(a=1, chat=1)) as worker:
+        await worker.until_known(A, CHAT)
+        runner = worker.known()["text-to-image/org/a"]["url"]
+        secrets = [worker.door.runner_url(key).split("/")[3] for key in (A, CHAT)]
+        async with worker.http.get(f"{runner}/..%2fa/health") as response:
+            assert response.status == 200
+        async with worker.http.get(
+            URL(f"{runner}/{path}", encoded=True), allow_redirects=False
+        ) as response:
+            assert response.status == 404
+            told = f"{response.headers} {await response.text()}"
+        assert not any(secret in told for secret in secrets)
+
+
+async def test_an_idle_connection_stays_open_for_as_long_as_is_said(
+    orchestrator: LoopbackOrchestrator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert KEEP_ALIVE_S > GO_USES_A_CONNECTION_AGAIN_S
+    monkeypatch.setattr("cluster.bridge.door.KEEP_ALIVE_S", 0.2)
+    async with standing(orchestrator, capacity(a=1)) as worker:
+        url = URL(worker.door.runner_url(A))
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(f"GET {url.path}/health HTTP/1.1\r\nHost: here\r\n\r\n".encode())
+        async with asyncio.timeout(3):
+            assert b"200" in await reader.readline()
+            await reader.read()
+        writer.close()
 
 
 async def test_a_door_alone_does_not_keep_the_bridge(orchestrator: LoopbackOrchestrator) -> None:
