@@ -24,6 +24,7 @@ from starlette.requests import Request as HTTPRequest
 from starlette.routing import Mount
 
 from cluster.ai_models import ModelKey
+from cluster.bridge.admission import may_wait
 from cluster.bridge.bridge import Bridge
 from cluster.bridge.disconnects import CancelledWhenGone
 from cluster.bridge.event_stream import Stream
@@ -92,8 +93,13 @@ class Door:
             for key in capacity.models
         ]
         self._service.served.configure(models)
+        # Admission has the slots. This is what comes in at all and has its file read: a bridge
+        # before us that was killed, or another orchestrator, may have been told of the same ones.
         self._service.served.see(
-            {str(key): Seen(running=model.slots) for key, model in capacity.models.items()}
+            {
+                str(key): Seen(running=model.slots + may_wait(model.slots))
+                for key, model in capacity.models.items()
+            }
         )
 
     async def run(self) -> None:

@@ -72,7 +72,11 @@ class Standing:
 
 @asynccontextmanager
 async def standing(
-    orchestrator: LoopbackOrchestrator, first: Capacity, *, grace_s: float = 10.0
+    orchestrator: LoopbackOrchestrator,
+    first: Capacity,
+    *,
+    grace_s: float = 10.0,
+    queue_s: float = 0.1,
 ) -> AsyncIterator[Standing]:
     port = free_port()
     async with (
@@ -87,7 +91,7 @@ async def standing(
             delivery=delivery,
             deadlines=Deadlines(default_s=60.0),
             grace_s=grace_s,
-            queue_s=0.1,
+            queue_s=queue_s,
             on_finished=records.append,
         )
         door = Door(bridge=bridge, secret=SecretStr(SECRET), url=f"http://127.0.0.1:{port}")
@@ -159,6 +163,28 @@ async def test_both_doors_together_take_no_more_than_there_is(
         statuses = [status for status, _ in await asyncio.gather(*asked)]
         assert statuses.count(200) == 3
         assert set(statuses) == {200, 503}
+
+
+async def test_who_comes_past_the_orchestrator_waits_for_a_slot(
+    orchestrator: LoopbackOrchestrator,
+) -> None:
+    async with standing(orchestrator, capacity(a=1), queue_s=60.0) as worker:
+        await worker.until_known(A)
+        worker.image.hold.clear()
+        inside = asyncio.create_task(worker.draw())
+        await worker.image.wait_for_started(1)
+
+        async def from_another_orchestrator() -> int:
+            url = f"{worker.door.runner_url(A)}/text-to-image"
+            async with worker.http.post(url, json={"prompt": "x"}) as response:
+                return response.status
+
+        waiting = asyncio.create_task(from_another_orchestrator())
+        await asyncio.sleep(0.5)  # for a refusal, if there were one
+        assert len(worker.image.started) == 1
+        worker.image.hold.set()
+        assert await waiting == 200
+        assert (await inside)[0] == 200
 
 
 @pytest.mark.parametrize(
