@@ -55,6 +55,11 @@ logger = logging.getLogger(__name__)
 SOURCE = "live-runner"
 """Free slots are shared fairly between this door and each orchestrator of the other."""
 
+KEEP_ALIVE_S = 120.0
+"""For a connection without requests. The orchestrator's proxy closes its own after 90 s (Go's
+http.DefaultTransport), and has to be the first: a request that meets ours as it closes is not sent
+again, and its client gets a 502."""
+
 
 class Door:
     """Takes requests over HTTP and has the bridge serve them."""
@@ -127,6 +132,7 @@ class Door:
         config.bind = [f"fd://{listener.detach()}"]
         config.accesslog = config.errorlog = None
         config.graceful_timeout = 1.0
+        config.keep_alive_timeout = KEEP_ALIVE_S
         over = asyncio.Event()
         serving = asyncio.create_task(
             serve(CancelledWhenGone(self.app()), config, shutdown_trigger=over.wait)  # type: ignore[arg-type] # hypercorn's messages are TypedDicts

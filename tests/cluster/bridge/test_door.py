@@ -287,6 +287,32 @@ async def test_only_who_knows_the_address_comes_in(orchestrator: LoopbackOrchest
         assert secret not in json.dumps(discovery)
 
 
+async def test_a_connection_without_requests_stays_open(
+    orchestrator: LoopbackOrchestrator,
+) -> None:
+    made = 0
+
+    async def count(*_: Any) -> None:
+        nonlocal made
+        made += 1
+
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_create_end.append(count)
+    connector = aiohttp.TCPConnector(keepalive_timeout=60)
+    async with (
+        standing(orchestrator, capacity(a=1)) as worker,
+        aiohttp.ClientSession(connector=connector, trace_configs=[trace]) as http,
+    ):
+        await worker.until_known(A)
+        # Servers' usual patience is 5 s.
+        for pause_s in (6, 0):
+            async with http.get(f"{worker.door.runner_url(A)}/health") as response:
+                assert response.status == 200
+                await response.read()
+            await asyncio.sleep(pause_s)
+        assert made == 1
+
+
 async def test_a_port_that_is_taken_is_said(orchestrator: LoopbackOrchestrator) -> None:
     async with standing(orchestrator, capacity(a=1)) as worker:
         with pytest.raises(ConfigError, match=r"--runner-listen: nothing can listen on 127"):
