@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from dataclasses import dataclass, field, replace
 
 from cluster.ai_models import AIModel, ModelKey
-from cluster.cold import Activity, Scaling, cold_replicas
+from cluster.cold import TURN_S, Activity, Scaling, cold_replicas, replicas_together
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,9 @@ class ModelCapacity:
     warm: bool
     runner_version: str = ""
     """Of external containers, the lowest; empty where there is none."""
+    shared: int = 0
+    """How many of the slots are on cards that are counted for other models too: whoever is asked
+    first gets them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,9 +97,26 @@ class Capacity:
             models[key] = replace(
                 model,
                 slots=model.slots + more.slots,
+                shared=model.shared + more.shared,
                 runner_version=more.runner_version or model.runner_version,
             )
         return Capacity(models=models)
+
+    def each_alone(self) -> "Capacity":
+        """Every model as if nobody asked for another one."""
+        return Capacity(
+            models={key: replace(model, shared=0) for key, model in self.models.items()}
+        )
+
+    def together(self) -> "Capacity":
+        """What all models can have at the same time, those that share a card in turn."""
+        return Capacity(
+            models={
+                key: replace(model, slots=model.slots - model.shared, shared=0)
+                for key, model in self.models.items()
+                if model.slots > model.shared
+            }
+        )
 
     def __bool__(self) -> bool:
         return bool(self.models)
@@ -110,6 +130,8 @@ def capacity_of(
     models: Sequence[AIModel],
     status: Mapping[ModelKey, ModelStatus],
     at_work: Collection[ModelKey] = (),
+    *,
+    turn: int = 0,
 ) -> Capacity:
     """Adds up replicas into slots.
 
@@ -121,24 +143,31 @@ def capacity_of(
         models: the configured models.
         status: those that Serve knows.
         at_work: the models that have jobs.
+        turn: which of the cold models has a card that several of them could have; counted up.
     """
+    served = {model.key: model for model in models if model.key in status}
     scaled = {
-        model.key: seen.scaling
-        for model in models
-        if (seen := status.get(model.key)) and seen.scaling and not seen.failed
+        key: scaling
+        for key in served
+        if (scaling := status[key].scaling) and not status[key].failed
     }
-    capacities: dict[ModelKey, ModelCapacity] = {}
-    for model in models:
-        seen = status.get(model.key)
-        if seen is None:
-            continue
-        replicas = seen.running
-        if not model.warm and model.key in scaled:
-            others = [scaled[key] for key in scaled if key != model.key and key in at_work]
-            replicas = cold_replicas(model, scaled[model.key], others)
-        if slots := replicas * model.ray.max_ongoing_requests:
-            capacities[model.key] = ModelCapacity(slots=slots, warm=model.warm)
-    return Capacity(models=capacities)
+    replicas = {key: status[key].running for key in served}
+    for key, scaling in scaled.items():
+        if not served[key].warm:
+            others = [scaled[other] for other in scaled if other != key and other in at_work]
+            replicas[key] = cold_replicas(served[key], scaling, others)
+    together = replicas | replicas_together(scaled, replicas, at_work, turn=turn)
+    return Capacity(
+        models={
+            key: ModelCapacity(
+                slots=replicas[key] * model.ray.max_ongoing_requests,
+                warm=model.warm,
+                shared=(replicas[key] - together[key]) * model.ray.max_ongoing_requests,
+            )
+            for key, model in served.items()
+            if replicas[key]
+        }
+    )
 
 
 class CapacityWatch:
@@ -226,7 +255,9 @@ class CapacityWatch:
             for model in models:
                 if model in self._models:
                     self._see(model.key, status.get(model.key), now)
-        return capacity_of(self._models, self._status, self._activity.at_work(now))
+        return capacity_of(
+            self._models, self._status, self._activity.at_work(now), turn=int(now // TURN_S)
+        )
 
     def _silence(self, error: Exception, now: float) -> None:
         """Serve does not answer: its replicas go on, so for a while we believe what we know."""

@@ -4,7 +4,7 @@ cluster/scaling.py gives the cards; here, in the bridge, is told beforehand whet
 autoscaled model gives up what it does not need, so only those at work stand in the way.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,10 @@ from cluster.ai_models import AIModel, ModelKey, RayOptions
 from cluster.placement import Room
 from cluster.scaling import LOOK_BACK_S
 from cluster.supply import known_most, supply
+
+TURN_S = 60.0
+"""How long an idle card is one cold model's, for registrations that must not offer it twice: long
+enough for a client that found the model to come with its request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +112,43 @@ def cold_replicas(model: AIModel, scaling: Scaling, at_work: Iterable[Scaling]) 
     wanted = min(max(model.capacity, scaling.running), scaling.max_replicas)
     possible = room.take_up_to(scaling.needs, wanted)
     return possible if waited_for else max(possible, scaling.running)
+
+
+def replicas_together(
+    scaled: Mapping[ModelKey, Scaling],
+    replicas: Mapping[ModelKey, int],
+    at_work: Collection[ModelKey],
+    *,
+    turn: int,
+) -> dict[ModelKey, int]:
+    """How many replicas of each model there can be while all others have theirs.
+
+    Cards that are in use are whose they are. An idle one is offered to those who could have it
+    one after the other, so that none of them is left out for ever.
+
+    Args:
+        scaled: the autoscaled models.
+        replicas: how many each could have if the others are not asked.
+        at_work: the models that have jobs.
+        turn: who is first; counted up.
+    """
+    if not scaled:
+        return {}
+    room = next(iter(scaled.values())).room.copy()
+    # The warm ones have cards of their own, which are not in the room.
+    granted = {key: min(replicas[key], theirs.min_replicas) for key, theirs in scaled.items()}
+
+    def grant(key: ModelKey, most: int) -> None:
+        missing = min(replicas[key], most) - granted[key]
+        granted[key] += room.take_up_to(scaled[key].needs, missing)
+
+    for key, theirs in scaled.items():
+        if key in at_work or theirs.min_replicas:
+            grant(key, theirs.held)
+    first = turn % len(scaled)
+    for key in [*scaled][first:] + [*scaled][:first]:
+        grant(key, replicas[key])
+    return granted
 
 
 class Activity:

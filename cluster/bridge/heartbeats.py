@@ -97,8 +97,9 @@ class Heartbeats:
         self._orchestrator = orchestrator
         self._secret = secret
         self._name = name
-        self._wanted: Announcement
+        self._wanted: Announcement | None = None
         self._changed = asyncio.Event()
+        self._said = asyncio.Event()
         self._runner_id = ""
         self._heartbeat_secret = SecretStr("")
         self.problem = ""
@@ -109,10 +110,20 @@ class Heartbeats:
         """Whether the orchestrator knows the runner, as far as we do."""
         return bool(self._heartbeat_secret.get_secret_value())
 
+    @property
+    def capacity(self) -> int:
+        """What is announced; 0 before anything is."""
+        return self._wanted.capacity if self._wanted else 0
+
     def announce(self, announcement: Announcement) -> None:
         """Makes this what the orchestrator knows."""
         self._wanted = announcement
+        self._said.clear()
         self._changed.set()
+
+    async def said(self) -> None:
+        """Waits until the orchestrator was told the latest announcement, or refused it."""
+        await self._said.wait()
 
     async def run(self, http: aiohttp.ClientSession) -> None:
         """Registers and keeps calling until cancelled. What is refused is tried again later.
@@ -134,6 +145,8 @@ class Heartbeats:
                 pause_s, self.problem = backoff_s(refusals), str(error)
                 refusals += 1
                 logger.warning("%s; trying again in %.1f s", error, pause_s)
+            if not self._changed.is_set():
+                self._said.set()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._changed.wait()
@@ -141,6 +154,7 @@ class Heartbeats:
     async def _beat(self, http: aiohttp.ClientSession) -> float:
         """Calls once; returns in how many seconds the next call is due."""
         known = self.registered
+        assert self._wanted is not None  # noqa: S101 - `announce` comes before `run`
         status, body = await self._post(
             http,
             "/runners/heartbeat",

@@ -6,7 +6,7 @@ do not come this way: the orchestrator sends its clients' requests to `cluster.b
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import aiohttp
@@ -73,8 +73,12 @@ class LiveRunnerRegistration:
         )
 
     def announce(self, capacity: Capacity) -> None:
-        """Makes this the capacity that the orchestrator knows."""
-        self._wanted = capacity
+        """Makes this the capacity that the orchestrator knows.
+
+        It knows what all models can have at the same time: a client chose its runner, and nobody
+        else is asked when that has no card any more.
+        """
+        self._wanted = capacity.together()
         self._changed.set()
 
     async def run(self) -> None:
@@ -110,10 +114,7 @@ class LiveRunnerRegistration:
             try:
                 while True:
                     self._changed.clear()
-                    self._tell()
-                    for key, runner in self._runners.items():
-                        if key not in beating:
-                            beating[key] = asyncio.create_task(runner.run(http), name=f"live {key}")
+                    await self._tell(http, beating)
                     await self._until_something_changes(beating)
             except asyncio.CancelledError:
                 await _end(beating.values())
@@ -122,9 +123,30 @@ class LiveRunnerRegistration:
             finally:
                 await _end(beating.values())
 
-    def _tell(self) -> None:
-        """Tells each runner what it offers now. Who has nothing left to offer is hidden."""
-        for key in {*self._wanted.models, *self._runners}:
+    async def _tell(
+        self, http: aiohttp.ClientSession, beating: dict[ModelKey, asyncio.Task[None]]
+    ) -> None:
+        """Has each runner tell what it offers now. Who has nothing left to offer is hidden.
+
+        First those who offer less: what they give up may be what others offer next.
+        """
+        wanted = self._wanted
+        fewer = [
+            key for key, runner in self._runners.items() if wanted.slots(key) < runner.capacity
+        ]
+        self._announce(wanted, fewer)
+        self._start(http, beating)
+        said = asyncio.create_task(_said([self._runners[key] for key in fewer]))
+        # Whoever ends instead is found by `_until_something_changes`.
+        try:
+            await asyncio.wait({said, *beating.values()}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            said.cancel()
+        self._announce(wanted, wanted.models)
+        self._start(http, beating)
+
+    def _announce(self, wanted: Capacity, keys: Iterable[ModelKey]) -> None:
+        for key in keys:
             if key not in self._runners:
                 self._runners[key] = Heartbeats(
                     orchestrator=self._address.url, secret=self._secret, name=str(key)
@@ -133,11 +155,17 @@ class LiveRunnerRegistration:
                 Announcement(
                     app=f"{key.pipeline}/{key.model_id}",
                     runner_url=self._runner_url(key),
-                    capacity=self._wanted.slots(key),
+                    capacity=wanted.slots(key),
                     version=RUNNER_VERSION,
                     price=self._price(key),
                 )
             )
+
+    def _start(
+        self, http: aiohttp.ClientSession, beating: dict[ModelKey, asyncio.Task[None]]
+    ) -> None:
+        for key in self._runners.keys() - beating.keys():
+            beating[key] = asyncio.create_task(self._runners[key].run(http), name=f"live {key}")
 
     async def _until_something_changes(
         self, beating: Mapping[ModelKey, asyncio.Task[None]]
@@ -153,6 +181,11 @@ class LiveRunnerRegistration:
         self._problem = ""
         for task in done - {changed}:
             task.result()
+
+
+async def _said(runners: Iterable[Heartbeats]) -> None:
+    for runner in runners:
+        await runner.said()
 
 
 async def _end(tasks: Collection[asyncio.Task[None]]) -> None:

@@ -107,8 +107,12 @@ class WorkerRegistration:
         )
 
     def announce(self, capacity: Capacity) -> None:
-        """Makes this the capacity that the orchestrator knows; nothing means not registered."""
-        self._wanted = capacity
+        """Makes this the capacity that the orchestrator knows; nothing means not registered.
+
+        It knows every model as if nobody asked for another one: a job that finds no card any more
+        is refused, and its gateway asks another orchestrator.
+        """
+        self._wanted = capacity.each_alone()
         self._changed.set()
 
     async def run(self) -> None:

@@ -4,6 +4,9 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from cluster.ai_models import AIModel, ModelKey, RayOptions, load_ai_models
 from cluster.capacity import Capacity, ModelStatus, capacity_of
 from cluster.cold import Activity, Scaling, room_beside_the_warm
@@ -83,6 +86,77 @@ def test_a_model_takes_no_more_jobs_while_another_waits_for_its_card() -> None:
     assert slots(capacity) == (1, 0), "a warm one waits for a card of its own"
     roomy = {A: state(cards=2, running=1), B: state(cards=2, running=0, held=1)}
     assert slots(capacity_of(MODELS, roomy, at_work={A, B})) == (1, 1), "it only loads"
+
+
+def together(*arguments: Any, **options: Any) -> tuple[int, int]:
+    return slots(capacity_of(*arguments, **options).together())
+
+
+def test_a_card_that_several_could_have_is_offered_in_turn() -> None:
+    status = {A: state(cards=1), B: state(cards=1)}
+    assert slots(capacity_of(MODELS, status).each_alone()) == (1, 1)
+    assert [together(MODELS, status, turn=turn) for turn in range(3)] == [(1, 0), (0, 1), (1, 0)]
+    enough = {A: state(cards=2), B: state(cards=2)}
+    assert [together(MODELS, enough, turn=turn) for turn in range(2)] == [(1, 1), (1, 1)]
+    assert capacity_of(MODELS, enough) == capacity_of(MODELS, enough).each_alone()
+
+
+def test_a_card_in_use_is_not_offered_in_turn() -> None:
+    status = {A: state(cards=1, running=1), B: state(cards=1)}
+    assert [together(MODELS, status, {A}, turn=turn) for turn in range(2)] == [(1, 0), (1, 0)]
+    wanting: list[AIModel] = [replace(model, capacity=2) for model in MODELS]
+    status = {A: state(cards=2, running=1), B: state(cards=2)}
+    assert [together(wanting, status, {A}, turn=turn) for turn in range(2)] == [(2, 0), (1, 1)]
+
+
+def test_an_idle_replica_beyond_the_warm_ones_keeps_its_card_as_it_is_announced() -> None:
+    models = [replace(MODELS[0], warm=True), MODELS[1]]
+    beyond = state(cards=1, running=2)
+    assert beyond.scaling is not None
+    status = {
+        A: replace(beyond, scaling=replace(beyond.scaling, min_replicas=1)),
+        B: state(cards=1),
+    }
+    assert [together(models, status, turn=turn) for turn in range(2)] == [(2, 0), (2, 0)]
+
+
+SHARES = (0.25, 0.5, 1, 2)
+
+
+@given(
+    cards=st.integers(0, 4),
+    models=st.lists(
+        st.tuples(st.sampled_from(SHARES), st.integers(1, 3), st.integers(0, 2), st.booleans()),
+        min_size=1,
+        max_size=5,
+    ),
+    turn=st.integers(0, 9),
+)
+def test_all_that_is_offered_together_fits(
+    cards: int, models: list[tuple[float, int, int, bool]], turn: int
+) -> None:
+    """Each cold model: its share of a card, its capacity, its replicas, whether it has jobs."""
+    empty = Room.of(Supply(nodes=(GPUNode(gpus=cards),)))
+    entries, status, busy = [], {}, set()
+    occupied = empty.copy()
+    for number, (share, capacity, running, at_work) in enumerate(models):
+        needs = RayOptions(num_gpus=share)
+        entry = replace(MODELS[0], model_id=f"org/{number}", capacity=capacity, ray=needs)
+        held = occupied.take_up_to(needs, running)
+        scaling = replace(_scaling(cards, held), needs=needs)
+        status[entry.key] = replace(state(cards=cards), running=held, scaling=scaling)
+        entries.append(entry)
+        busy |= {entry.key} if at_work else set()
+    capacity_now = capacity_of(entries, status, busy, turn=turn).together()
+    for entry in entries:
+        wanted = capacity_now.slots(entry.key)
+        assert empty.take_up_to(entry.ray, wanted) == wanted
+
+
+def _scaling(cards: int, running: int) -> Scaling:
+    scaling = state(cards=cards, running=running).scaling
+    assert scaling is not None
+    return scaling
 
 
 def test_a_pause_between_jobs_is_work() -> None:

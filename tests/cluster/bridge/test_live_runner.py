@@ -10,6 +10,7 @@ from pydantic import SecretStr
 
 from cluster.ai_models import ModelKey
 from cluster.bridge.address import Address
+from cluster.bridge.heartbeats import Heartbeats
 from cluster.bridge.live_runner import LiveRunnerRegistration
 from cluster.capacity import Capacity, ModelCapacity
 from cluster.errors import InvalidSecret
@@ -59,6 +60,10 @@ async def working(registration: LiveRunnerRegistration) -> AsyncIterator[asyncio
 
 def known(runners: LiveRunners) -> dict[str, int]:
     return {one["app"]: one["capacity"] for one in runners.discovery(orchestrator="https://o")}
+
+
+def apps(capacity: Capacity) -> dict[str, int]:
+    return {f"{key.pipeline}/{key.model_id}": it.slots for key, it in capacity.models.items()}
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -163,3 +168,47 @@ async def test_an_orchestrator_that_does_not_know_this_door_is_said_to_need_a_fl
     async with working(door):
         await until(lambda: "-useLiveRunners" in door.state.detail)
         assert not door.state.registered
+
+
+async def test_what_one_gives_up_is_offered_by_another_only_afterwards(
+    orchestrator: LoopbackOrchestrator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beat = Heartbeats._beat
+    sums: list[int] = []
+
+    async def slow_to_hide(runner: Heartbeats, http: Any) -> float:
+        await asyncio.sleep(0 if runner.capacity else 0.2)
+        pause_s = await beat(runner, http)
+        sums.append(sum(known(orchestrator.live_runners).values()))
+        return pause_s
+
+    monkeypatch.setattr(Heartbeats, "_beat", slow_to_hide)
+    door = registration(orchestrator)
+    door.announce(capacity(sd=1))
+    async with working(door):
+        for turn in (capacity(llm=1), capacity(sd=1), capacity(llm=1)):
+            await until(lambda: bool(known(orchestrator.live_runners)))
+            door.announce(turn)
+            await until(lambda: known(orchestrator.live_runners) == apps(turn))  # noqa: B023
+        assert max(sums) == 1
+
+
+async def test_models_that_share_a_card_are_announced_in_turn(
+    orchestrator: LoopbackOrchestrator,
+) -> None:
+    def sharing(first: int, second: int) -> Capacity:
+        shared = {SD: first, LLM: second}
+        return Capacity(
+            models={
+                key: ModelCapacity(slots=1, warm=False, shared=number)
+                for key, number in shared.items()
+            }
+        )
+
+    door = registration(orchestrator)
+    door.announce(sharing(0, 1))
+    async with working(door):
+        await until(lambda: known(orchestrator.live_runners) == {"text-to-image/org/sd": 1})
+        door.announce(sharing(1, 0))
+        await until(lambda: known(orchestrator.live_runners) == {"llm/org/chat": 1})
+        assert door.state.advertised.slots(SD) == 0
