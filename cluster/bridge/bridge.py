@@ -110,6 +110,11 @@ class Bridge:
         self._backends = backends
 
     @property
+    def models(self) -> Sequence[ModelKey]:
+        """Those that are served, with a slot or without."""
+        return tuple(self._backends)
+
+    @property
     def in_flight(self) -> Mapping[ModelKey, int]:
         """Jobs that hold a slot, by model."""
         return self._admission.in_flight

@@ -80,6 +80,7 @@ class Door:
             url: where the orchestrator reaches what `listening` listens on.
             gpus: of a model's replicas; blocking.
         """
+        self._bridge = bridge
         self._secret = secret
         self._url = url
         self._service = Service(_BridgeRunner(bridge, gpus))
@@ -90,12 +91,12 @@ class Door:
         return runner_url(self._url, self._secret, key)
 
     def announce(self, capacity: Capacity) -> None:
-        """Takes the models and slots that there are now."""
+        """Takes the slots that there are now; a model without is not here now, not unknown."""
         models = [
             ServedModel(
                 pipeline=key.pipeline, model_id=key.model_id, app=str(key), slots=1, cold=False
             )
-            for key in capacity.models
+            for key in self._bridge.models
         ]
         self._service.served.configure(models)
         # Admission has the slots. This is what comes in at all and has its file read: a bridge
@@ -109,6 +110,7 @@ class Door:
 
     async def run(self) -> None:
         """Turns requests away from when it is cancelled; those that are inside go on."""
+        self.announce(Capacity())
         try:
             await asyncio.Event().wait()
         finally:

@@ -266,9 +266,23 @@ async def test_at_the_end_nobody_new_comes_and_those_inside_are_answered(
         worker.stop.set()
         await worker.until_known()
         async with worker.http.post(f"{direct}/text-to-image", json={"prompt": "x"}) as late:
-            assert late.status == 404
+            assert late.status == 503
         worker.image.hold.set()
         assert (await inside)[0] == 200
+
+
+async def test_a_model_without_a_replica_is_not_unknown(orchestrator: LoopbackOrchestrator) -> None:
+    async with standing(orchestrator, capacity(a=1)) as worker:
+        await worker.until_known(A)
+        for key, status, words in (
+            (CHAT, 503, "insufficient capacity: llm org/chat has no replica now"),
+            (ModelKey("llm", "org/other"), 404, "not served here"),
+        ):
+            url = f"{worker.door.runner_url(key)}/llm"
+            body = {"messages": [{"role": "user", "content": "hi"}]}
+            async with worker.http.post(url, json=body) as response:
+                assert response.status == status
+                assert words in await response.text()
 
 
 async def test_only_who_knows_the_address_comes_in(orchestrator: LoopbackOrchestrator) -> None:
