@@ -7,9 +7,9 @@ A pipeline subclasses `Replica` with five methods. Three kinds of threads share 
   compiled ones must run in the thread that warmed them up.
 - Two encoder threads turn raw output into files while the model computes the next request.
 
-A request whose caller is gone or whose time is over is stopped: in the queue at once, in the
-model at its next step. A model that does not come to a next step is stuck, and the replica says
-so when its health is asked, for Serve to replace it.
+A request whose caller is gone leaves the queue at once; in the model it stops at the next step,
+as does one whose time is over. A model that does not come to a next step is stuck, and the
+replica says so when its health is asked, for Serve to replace it.
 
 A pipeline that can may compute several requests at once (`share`, `infer_together`). One of them
 never fails because of another: what fails together is computed again, each request alone.
@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from deployments.after_failure import probe_device, without_frames
 from deployments.batching import Share, Waiting, WaitingLine
 from deployments.errors import (
     BadRequest,
@@ -180,6 +181,9 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
             raise InferenceFailed(f"stopped after {timeout_s:.0f} s: its time was over") from None
         finally:
             left.end()
+            # An error refers to this frame; if this led back to it, both would wait for the
+            # garbage collector, and the request's files with them.
+            del waiting
         return Completed(
             result=result, replica=self.replica_id, compute_s=time.perf_counter() - started_s
         )
@@ -240,18 +244,26 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
 
     def _serve_next(self) -> None:
         """Computes the request that came first and those that share with it."""
-        group = self._line.leave(self.share)
+        group = self._line.leave(self._terms)
         if len(group) > 1 and self._serve_together(group):
             return
         for waiting in group:
             self._serve_alone(waiting)
+
+    def _terms(self, request: RequestT) -> Share | None:
+        """Returns `share`; alone where that fails, as on a GPU that is lost: then that is told."""
+        try:
+            return self.share(request)
+        except Exception:
+            logger.exception("not known whether it shares: %s", self.describe(request))
+            return None
 
     def _serve_together(self, group: Sequence[Waiting[RequestT, RawT]]) -> bool:
         """Returns whether it went well: otherwise none of them is answered yet."""
         began = time.perf_counter()
         try:
             raws = self._attempt(group)
-        except (Cancelled, ReplicaError) as error:
+        except Exception as error:  # noqa: BLE001 (whatever it is, alone it concerns one of them)
             logger.warning("%d requests together: %s; now each alone", len(group), one_line(error))
             return False
         for waiting, raw in zip(group, raws, strict=True):
@@ -268,9 +280,9 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
                 (raw,) = self._attempt([waiting])
         except Cancelled as error:
             logger.info("stopped what nobody waits for: %s", self.describe(waiting.request))
-            waiting.done.set_exception(error)
+            waiting.done.set_exception(without_frames(error))
         except Exception as error:  # noqa: BLE001 (whatever it is, the caller must hear of it)
-            waiting.done.set_exception(error)
+            waiting.done.set_exception(without_frames(error))
         else:
             waiting.done.set_result((began, raw))
 
@@ -303,7 +315,7 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
         except Exception as error:
             logger.exception("inference failed at %s", size)
             failure = InferenceFailed(one_line(error))
-            self._device_fault = _probe_device()
+            self._device_fault = probe_device()
         finally:
             self._inferring = ()
         # Only out here: in the handlers the traceback's frames still hold the tensors.
@@ -317,23 +329,6 @@ class Replica(ABC, Generic[RequestT, RawT, ResultT]):
         except Exception as error:
             logger.exception("encoding failed at %s", self.describe(request))
             raise InferenceFailed(one_line(error)) from None
-
-
-def _probe_device() -> str | None:
-    """Returns what is wrong with the GPU, None if it still computes.
-
-    After an illegal access or a lost GPU every later CUDA call of the process fails, so one
-    synchronisation after a failed inference tells, and only a new process helps.
-    """
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    try:
-        torch.cuda.synchronize()
-    except RuntimeError as error:
-        return f"CUDA is broken in this process: {one_line(error)}"
-    return None
 
 
 def _replica_id() -> str:

@@ -110,7 +110,7 @@ class Completed(Generic[ResultT_co]):
     replica: str
     """Ray Serve's replica id."""
     compute_s: float
-    """Seconds from when the replica took the request up to the finished result."""
+    """Seconds from when the model began with the request up to the finished result."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from deployments.app import replica_class
 from deployments.model_args import ModelArgs
+from deployments.replica import Replica
 from deployments.schemas.base import Request
 from tests.deployments.conftest import PATIENCE_S
 
@@ -92,3 +93,41 @@ async def steps_after_cancelling(
     monkeypatch.undo()
     await replica.run(then)
     return steps
+
+
+class Observed(Replica[Any, Any, Any]):
+    """Before a replica's class: counts its looks whether it is cancelled, and holds it at one."""
+
+    def __init__(self, *, args: ModelArgs) -> None:
+        self.looks = 0
+        self._hold_at = 0
+        self._held, self._go_on = threading.Event(), threading.Event()
+        super().__init__(args=args)
+
+    def infer(self, request: Any, raise_if_cancelled: Callable[[], None]) -> Any:
+        """Infers; `looks` counts anew."""
+        self.looks = 0
+
+        def observed() -> None:
+            self.looks += 1
+            if self.looks == self._hold_at:
+                self._held.set()
+                assert self._go_on.wait(PATIENCE_S)
+            raise_if_cancelled()
+
+        return super().infer(request, observed)  # type: ignore[safe-super] # the replica's own
+
+    async def looks_when_cancelled(self, request: Request, *, at: int) -> int:
+        """Cancels a request at one of its looks, and returns how many it had in the end."""
+        self._hold_at = at
+        self._held.clear()
+        self._go_on.clear()
+        running = asyncio.create_task(self.run(request))
+        await asyncio.to_thread(self._held.wait, PATIENCE_S)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        self._go_on.set()
+        await self.vitals()  # the model thread comes to it when it is done with the request
+        self._hold_at = 0
+        return self.looks

@@ -1,21 +1,19 @@
 """Every parameter of audio-to-text, on a real Whisper of random weights."""
 
-import asyncio
 import math
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from deployments.audio_to_text import AudioToTextReplica, Heard
+from deployments.audio_to_text import AudioToTextReplica
 from deployments.errors import BadRequest, ModelBroken
 from deployments.model_args import ModelArgs
 from deployments.registry import PIPELINES
 from deployments.schemas.audio_to_text import AudioToTextRequest, AudioToTextResult
-from tests.deployments.conftest import PATIENCE_S
+from tests.deployments.inputs import Observed
 from tests.deployments.sounds import sound_file, tone
 
 TINY_WHISPER = "livepeer-ray/tiny-whisper"
@@ -28,28 +26,8 @@ pytestmark = [
 ]
 
 
-class ObservedReplica(AudioToTextReplica):
+class ObservedReplica(Observed, AudioToTextReplica):
     """The real replica, with a hand on its tokens."""
-
-    def __init__(self, *, args: ModelArgs) -> None:
-        self.asked = 0
-        self.stepped = threading.Event()
-        self.hold_at: int | None = None
-        self.go_on = threading.Event()
-        super().__init__(args=args)
-
-    def infer(self, request: AudioToTextRequest, raise_if_cancelled: Callable[[], None]) -> Heard:
-        """Infers, counting how often it asks whether to go on, and holding it there."""
-        self.asked = 0
-
-        def observed() -> None:
-            self.asked += 1
-            if self.asked == self.hold_at:
-                self.stepped.set()
-                assert self.go_on.wait(PATIENCE_S)
-            raise_if_cancelled()
-
-        return super().infer(request, observed)
 
 
 def args(models_dir: Path, model_id: str = TINY_WHISPER) -> ModelArgs:
@@ -71,7 +49,8 @@ def noise(seconds: float) -> bytes:
 
 async def transcribe(replica: ObservedReplica, audio: bytes, **more: Any) -> AudioToTextResult:
     request = AudioToTextRequest.parse({"audio": audio, **more})
-    return (await replica.run(request)).result
+    result: AudioToTextResult = (await replica.run(request)).result
+    return result
 
 
 async def test_the_document_is_the_runners(replica: ObservedReplica) -> None:
@@ -105,12 +84,12 @@ async def test_long_audio_is_cut_into_chunks_that_share_a_pass(
     short = await transcribe(replica, noise(29), return_timestamps="false")
     long = await transcribe(replica, noise(64), return_timestamps="false")
     assert len(long.text) > len(short.text)
-    asked_in_one_pass = replica.asked
+    looks_in_one_pass = replica.looks
     monkeypatch.setattr("deployments.audio_to_text.BATCH_SIZE", 1)
     one_by_one = await transcribe(replica, noise(64), return_timestamps="false")
     assert one_by_one == long
     # 32 tokens a pass; the packets of the file are as many as before.
-    assert replica.asked >= asked_in_one_pass + 2 * 32
+    assert replica.looks >= looks_in_one_pass + 2 * 32
 
 
 async def test_the_sound_decides_the_text(replica: ObservedReplica) -> None:
@@ -205,17 +184,10 @@ async def test_words_of_too_long_a_recording(
 
 
 async def test_a_cancelled_request_stops_at_its_next_token(replica: ObservedReplica) -> None:
-    await transcribe(replica, noise(1), return_timestamps="false")
-    replica.hold_at = replica.asked - 20
-    running = asyncio.create_task(transcribe(replica, noise(1), return_timestamps="false"))
-    await asyncio.to_thread(replica.stepped.wait, PATIENCE_S)
-    running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await running
-    replica.go_on.set()
-    await asyncio.wrap_future(replica._model_executor.submit(lambda: None))
-    assert replica.asked == replica.hold_at
-    replica.hold_at = None
+    request = AudioToTextRequest.parse({"audio": noise(1), "return_timestamps": "false"})
+    await replica.run(request)
+    at = replica.looks - 20
+    assert await replica.looks_when_cancelled(request, at=at) == at
 
 
 def test_a_model_of_another_family_is_named(tiny_models_dir: Path) -> None:

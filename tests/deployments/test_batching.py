@@ -143,9 +143,15 @@ async def test_when_nobody_waits_for_any_of_them_it_stops(replica: ObservedRepli
     assert replica.steps - steps < 10
 
 
+@pytest.mark.parametrize("cleans_up", [True, False])
 async def test_what_fails_together_is_computed_again_each_alone(
-    replica: ObservedReplica, monkeypatch: pytest.MonkeyPatch
+    replica: ObservedReplica, monkeypatch: pytest.MonkeyPatch, cleans_up: bool
 ) -> None:
+    def fail() -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    if not cleans_up:
+        monkeypatch.setattr(torch.cuda, "empty_cache", fail)
     calls = Calls(replica, monkeypatch, at_most=1)
     answers = await together(replica, *(request(prompt) for prompt in "abc"))
     assert [len(answer.result.images) for answer in answers] == [1, 1, 1]

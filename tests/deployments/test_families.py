@@ -1,4 +1,4 @@
-"""The larger families and SDXL-Lightning, all computing in the types that they do on a GPU."""
+"""Models of all kinds, computing in the types that they do on a GPU."""
 
 import shutil
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from deployments import assembly, safety
+from deployments import assembly, audio_to_text, image_to_text, safety, text_to_speech
 from deployments.image_to_image import ImageToImageReplica
 from deployments.loading import choose_dtype
 from deployments.registry import PIPELINES
@@ -19,6 +19,8 @@ from deployments.tiny_models.repository import write_repository
 from tests.deployments.conftest import TINY_SD, pixels, request
 from tests.deployments.families import FAMILIES
 from tests.deployments.inputs import Asked, load, looks, outputs, photo, png
+from tests.deployments.speech_models import save_bark
+from tests.deployments.test_audio_to_text import TINY_WHISPER, noise
 from tests.deployments.test_image_to_image import TINY_PIX2PIX
 from tests.deployments.test_image_to_image import request as image_request
 from tests.deployments.test_safety import write_checker
@@ -29,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`upcast_vae` is deprecated:Futur
 @pytest.fixture(scope="module", autouse=True)
 def _types_of_a_gpu() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in (assembly, safety):
+        for module in (assembly, safety, audio_to_text, image_to_text, text_to_speech):
             patch.setattr(
                 module, "choose_dtype", lambda kind, _: choose_dtype(kind, torch.device("cuda"))
             )
@@ -43,6 +45,7 @@ def models_dir(tiny_models_dir: Path, tmp_path_factory: pytest.TempPathFactory) 
     shutil.copytree(tiny_models_dir, directory, symlinks=True)
     for model_id, save in FAMILIES.items():
         write_repository(directory, model_id, save)
+    write_repository(directory, "test/bark", save_bark)
     write_checker(directory, threshold=-1.1)
     return directory
 
@@ -203,4 +206,26 @@ async def test_the_other_pipelines_in_a_gpus_types(
     assert plain.files[0].data == again.files[0].data
     assert plain.document(["a"])["images"][0]["nsfw"]
     assert replica._vae.dtype == torch.float16
+    replica.close()
+
+
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
+@pytest.mark.filterwarnings(r"ignore:std\(\).* degrees of freedom:UserWarning")
+@pytest.mark.parametrize(
+    ("pipeline", "model_id", "body"),
+    [
+        ("audio-to-text", TINY_WHISPER, {"audio": noise(34), "return_timestamps": "sentence"}),
+        ("audio-to-text", TINY_WHISPER, {"audio": noise(5), "return_timestamps": "word"}),
+        ("image-to-text", "livepeer-ray/tiny-blip", {"image": png(photo()), "prompt": "a"}),
+        ("text-to-speech", "test/bark", {"text": "hello there"}),
+    ],
+)
+async def test_pipelines_without_diffusion_in_a_gpus_types(
+    models_dir: Path, pipeline: str, model_id: str, body: dict[str, Any]
+) -> None:
+    replica = load(pipeline, model_id, models_dir)
+    model = replica._pipe.model if hasattr(replica, "_pipe") else replica._model
+    assert model.dtype == torch.float16
+    result = (await replica.run(PIPELINES[pipeline].request.parse(body))).result
+    assert result.files or result.text
     replica.close()

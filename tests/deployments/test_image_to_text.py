@@ -1,9 +1,7 @@
 """image-to-text on a tiny captioner, and on a tiny chat model made here."""
 
-import asyncio
 import io
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,8 +19,8 @@ from deployments.image_to_text import (
 from deployments.model_args import ModelArgs
 from deployments.schemas.image_to_text import MAX_PROMPT_CHARS, ImageToTextRequest
 from deployments.tiny_models.repository import write_repository
+from tests.deployments.inputs import Observed
 
-PATIENCE_S = 30.0
 FEW_TOKENS = 24
 """The chat model's bound in these tests: random weights never end an answer."""
 IMAGE_TOKEN = "<image>"
@@ -43,27 +41,11 @@ def request(prompt: str = "", image: bytes = b"") -> ImageToTextRequest:
     return ImageToTextRequest(image=image or picture(), prompt=prompt)
 
 
-class HeldReplica(ImageToTextReplica):
-    """The real replica; a test can count its tokens and hold it between two of them."""
+class HeldReplica(Observed, ImageToTextReplica):
+    """The real replica; a test can count its looks and hold it at one of them.
 
-    def __init__(self, *, args: ModelArgs) -> None:
-        self.tokens = 0
-        self.hold_at: int | None = None
-        self.held, self.go_on = threading.Event(), threading.Event()
-        super().__init__(args=args)
-
-    def infer(self, request: ImageToTextRequest, raise_if_cancelled: Callable[[], None]) -> str:
-        """Infers; `tokens` counts how often it asked whether it is cancelled, less the first."""
-        self.tokens = -1
-
-        def observed() -> None:
-            self.tokens += 1
-            if self.tokens == self.hold_at:
-                self.held.set()
-                assert self.go_on.wait(PATIENCE_S)
-            raise_if_cancelled()
-
-        return super().infer(request, observed)
+    The first look comes before the first token.
+    """
 
 
 def load(models_dir: Path, model_id: str) -> HeldReplica:
@@ -170,7 +152,7 @@ async def test_a_caption_needs_no_prompt_and_depends_on_the_image(captioner: Hel
 
 async def test_a_caption_ends(captioner: HeldReplica) -> None:
     await captioner.run(request())
-    assert 1 < captioner.tokens <= MAX_CAPTION_TOKENS
+    assert 1 < captioner.looks - 1 <= MAX_CAPTION_TOKENS
 
 
 async def test_a_prompt_beyond_the_models_positions_is_refused(captioner: HeldReplica) -> None:
@@ -178,7 +160,7 @@ async def test_a_prompt_beyond_the_models_positions_is_refused(captioner: HeldRe
         await captioner.run(request("x " * 600))
     # 502 with the marks at both ends: room for ten more, read past none.
     await captioner.run(request("x " * 500))
-    assert captioner.tokens <= 10
+    assert captioner.looks - 1 <= 10
     await captioner.check_health()
 
 
@@ -186,7 +168,7 @@ async def test_a_chat_models_answer_is_without_the_question(chat: HeldReplica) -
     text = (await chat.run(request("what is this?"))).result.text
     assert set(text) <= set("abcdefgh")
     assert len(text) == FEW_TOKENS
-    assert chat.tokens == FEW_TOKENS
+    assert chat.looks - 1 == FEW_TOKENS
 
 
 async def test_a_chat_model_is_asked_something_even_without_a_prompt(chat: HeldReplica) -> None:
@@ -206,17 +188,7 @@ async def test_a_chat_models_positions_are_bounded_with_the_image(chat: HeldRepl
 
 
 async def test_a_cancelled_request_stops_at_its_next_token(captioner: HeldReplica) -> None:
-    captioner.hold_at = 3
-    running = asyncio.create_task(captioner.run(request()))
-    await asyncio.to_thread(captioner.held.wait, PATIENCE_S)
-    running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await running
-    captioner.hold_at = None
-    captioner.go_on.set()
-    # The model thread comes to this when it is done with the cancelled request.
-    await asyncio.to_thread(captioner._model_executor.submit(int).result)
-    assert captioner.tokens == 3
+    assert await captioner.looks_when_cancelled(request(), at=4) == 4
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,18 @@
 import asyncio
 import gc
 import re
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from deployments import replica as replica_module
+from deployments import time_left
 from deployments.errors import (
     BadRequest,
     InferenceFailed,
@@ -18,10 +22,11 @@ from deployments.errors import (
     ModelBroken,
     ReplicaBroken,
 )
-from deployments.replica import Replica
+from deployments.pass_memory import CudaGauge, PassMemory
+from deployments.replica import DEADLINE_S, STUCK_S, Replica
 from deployments.schemas.base import Result
 from deployments.schemas.text_to_image import TextToImageRequest
-from tests.deployments.conftest import ObservedReplica, args, request
+from tests.deployments.conftest import PATIENCE_S, ObservedReplica, args, request
 
 
 @dataclass(frozen=True)
@@ -130,11 +135,19 @@ async def test_what_is_out_of_memory_once_is_computed_again(replica: ObservedRep
     assert replica.failures == 0
 
 
-async def test_a_request_stops_at_its_deadline(replica: ObservedReplica) -> None:
-    replica.go_on.clear()
-    running = asyncio.create_task(replica.run(request("late"), timeout_s=0.1))
-    await asyncio.to_thread(replica.stepped.wait)
-    await asyncio.sleep(0.2)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The time by which requests end; `now` may be set."""
+    clock = SimpleNamespace(now=1_000.0)
+    monkeypatch.setattr(time_left, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+async def test_a_request_stops_at_its_deadline(
+    replica: ObservedReplica, clock: SimpleNamespace
+) -> None:
+    running = await holding(replica)
+    clock.now += DEADLINE_S
     replica.go_on.set()
     with pytest.raises(InferenceFailed, match="its time was over"):
         await running
@@ -143,14 +156,15 @@ async def test_a_request_stops_at_its_deadline(replica: ObservedReplica) -> None
 
 
 async def test_a_model_that_does_not_stop_makes_the_replica_unhealthy(
-    replica: ObservedReplica, monkeypatch: pytest.MonkeyPatch
+    replica: ObservedReplica, clock: SimpleNamespace
 ) -> None:
     running = await holding(replica)
     running.cancel()
-    await asyncio.sleep(0.05)
+    await asyncio.wait({running})
+    clock.now += STUCK_S
     await replica.check_health()
-    monkeypatch.setattr(replica_module, "STUCK_S", 0.01)
-    with pytest.raises(LivepeerRayError, match="the model is stuck, it should have stopped 0 s"):
+    clock.now += 5
+    with pytest.raises(LivepeerRayError, match="the model is stuck, it should have stopped 65 s"):
         await replica.check_health()
     replica.go_on.set()
     await replica.run(request())
@@ -172,7 +186,7 @@ async def test_a_broken_gpu_makes_the_replica_unhealthy(
     replica: ObservedReplica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replica, "_device_fault", None)
-    monkeypatch.setattr(replica_module, "_probe_device", lambda: "CUDA is broken")
+    monkeypatch.setattr(replica_module, "probe_device", lambda: "CUDA is broken")
     replica.failure = RuntimeError("an illegal memory access was encountered")
     with pytest.raises(InferenceFailed):
         await replica.run(request())
@@ -182,6 +196,73 @@ async def test_a_broken_gpu_makes_the_replica_unhealthy(
     replica.failure = None
     with pytest.raises(ReplicaBroken, match="CUDA is broken"):
         await replica.run(request())
+
+
+async def test_a_gpu_that_tells_nothing_leaves_nobody_waiting(
+    replica: ObservedReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that is lost between two requests: how much memory it has is asked first."""
+
+    class Lost(CudaGauge):
+        def free_bytes(self) -> int:
+            raise RuntimeError("CUDA error: unspecified launch failure")
+
+    memory = PassMemory(gauge=Lost())
+    memory._bytes_per_pixel = 1.0
+    held = await holding(replica)
+    monkeypatch.setattr(replica, "_memory", memory)
+    tasks = [asyncio.create_task(replica.run(request(prompt))) for prompt in "ab"]
+    await asyncio.sleep(0)
+    replica.go_on.set()
+    await held
+    for task in tasks:
+        with pytest.raises(InferenceFailed, match="unspecified launch failure"):
+            await asyncio.wait_for(task, PATIENCE_S)
+
+
+@pytest.mark.parametrize("stopped_by", ["its caller", "its deadline", "what is wrong with it"])
+async def test_a_request_that_ends_early_keeps_no_tensor(
+    replica: ObservedReplica, clock: SimpleNamespace, stopped_by: str
+) -> None:
+    latents: list[weakref.ref[torch.Tensor]] = []
+    watched = replica._pipe.unet.register_forward_pre_hook(
+        lambda _unet, given: latents.append(weakref.ref(given[0]))
+    )
+    gc.collect()
+    gc.disable()
+    try:
+        if stopped_by == "what is wrong with it":
+            replica.failure = BadRequest("prompt: the model found something in it")
+        running = await holding(replica)
+        if stopped_by == "its caller":
+            running.cancel()
+            await asyncio.wait({running})
+        if stopped_by == "its deadline":
+            clock.now += DEADLINE_S
+        replica.go_on.set()
+        await asyncio.wait({running})
+        await replica.vitals()  # the model thread has left the request behind
+        assert latents
+        assert not any(latent() is not None for latent in latents)
+    finally:
+        gc.enable()
+        watched.remove()
+
+
+async def test_a_refused_request_is_not_kept(replica: ObservedReplica) -> None:
+    """Its image may have 100 MB."""
+    asked = request(loras="{")
+    kept = weakref.ref(asked)
+    gc.collect()
+    gc.disable()
+    try:
+        with suppress(BadRequest):
+            await replica.run(asked)
+        del asked
+        await replica.vitals()
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_bad_request_passes_unchanged(replica: ObservedReplica) -> None:

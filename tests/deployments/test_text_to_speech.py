@@ -1,9 +1,7 @@
 """text-to-speech on a real VITS, SpeechT5 and Bark, of random weights."""
 
-import asyncio
 import io
 import shutil
-import threading
 import wave
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -30,7 +28,7 @@ from deployments.schemas.text_to_speech import (
 from deployments.speecht5 import VOCODER, VOICES
 from deployments.text_to_speech import MAX_PIECE_CHARS, Spoken, TextToSpeechReplica, pieces
 from deployments.tiny_models.repository import write_repository
-from tests.deployments.conftest import PATIENCE_S
+from tests.deployments.inputs import Observed
 from tests.deployments.speech_models import (
     SPEAKER_SIZE,
     save_bark,
@@ -40,31 +38,18 @@ from tests.deployments.speech_models import (
 )
 
 
-class ObservedReplica(TextToSpeechReplica):
+class ObservedReplica(Observed, TextToSpeechReplica):
     """The real replica, with a hand on its pieces."""
 
     def __init__(self, *, args: ModelArgs) -> None:
         self.said: list[str] = []
-        self.asked = 0
-        self.hold_at = 1
-        self.stepped = threading.Event()
-        self.go_on = threading.Event()
-        self.go_on.set()
         super().__init__(args=args)
 
     def infer(self, request: TextToSpeechRequest, raise_if_cancelled: Callable[[], None]) -> Spoken:
-        """Infers, counting how often it asks whether to go on, and holding it there."""
-        self.asked = 0
+        """Infers, and notes what it says."""
         self.said.clear()
-
-        def observed() -> None:
-            self.asked += 1
-            if self.asked == self.hold_at:
-                self.stepped.set()
-                assert self.go_on.wait(PATIENCE_S)
-            raise_if_cancelled()
-
-        return super().infer(request, observed)
+        spoken: Spoken = super().infer(request, raise_if_cancelled)
+        return spoken
 
     def say(
         self, piece: str, description: str, raise_if_cancelled: Callable[[], None]
@@ -116,16 +101,8 @@ async def test_a_long_text_is_spoken_in_pieces(replica: ObservedReplica) -> None
 
 
 async def test_a_cancelled_request_stops_at_its_next_piece(replica: ObservedReplica) -> None:
-    replica.stepped.clear()
-    replica.go_on.clear()
-    running = asyncio.create_task(speak(replica, "the cat sat. " * 30))
-    await asyncio.to_thread(replica.stepped.wait, PATIENCE_S)
-    running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await running
-    replica.go_on.set()
-    await asyncio.wrap_future(replica._model_executor.submit(lambda: None))
-    assert replica.asked == 1
+    request = TextToSpeechRequest(text="the cat sat. " * 30)
+    assert await replica.looks_when_cancelled(request, at=1) == 1
 
 
 async def test_characters_that_the_model_does_not_know(replica: ObservedReplica) -> None:
@@ -223,7 +200,7 @@ async def test_speecht5_speaks_with_its_voice_through_its_vocoder(speecht5_dir: 
     assert seconds(await speak(replica, "hello")) > 0
     # It is asked in the loop of each piece, not only between them.
     assert replica.said == ["hello"]
-    assert replica.asked > 20
+    assert replica.looks > 20
     with pytest.raises(BadRequest, match=r"^text: it has no character"):
         await speak(replica, "漢字")
     replica.close()
@@ -247,16 +224,7 @@ async def test_bark_speaks_and_can_be_stopped_within_a_piece(tmp_path: Path) -> 
     replica = ObservedReplica(args=args(tmp_path, "test/bark"))
     assert seconds(await speak(replica, "hello there"), rate_hz=24_000) > 0.3
     assert replica.said == ["hello there"]
-    assert replica.asked > 50
-    replica.stepped.clear()
-    replica.go_on.clear()
-    replica.hold_at = 40
-    running = asyncio.create_task(speak(replica, "hello there"))
-    await asyncio.to_thread(replica.stepped.wait, PATIENCE_S)
-    running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await running
-    replica.go_on.set()
-    await asyncio.wrap_future(replica._model_executor.submit(lambda: None))
-    assert replica.asked == 40
+    assert replica.looks > 50
+    request = TextToSpeechRequest(text="hello there")
+    assert await replica.looks_when_cancelled(request, at=40) == 40
     replica.close()
