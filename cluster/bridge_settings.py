@@ -113,9 +113,9 @@ class BridgeSettings:
         return {ENVIRONMENT_PREFIX + name: value for name, value in values.items()}
 
 
-def add_bridge_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds what `bridge_settings` reads."""
-    add_ray_address_flag(parser)
+def add_bridge_flags(parser: argparse.ArgumentParser, *, may_start: bool = False) -> None:
+    """Adds what `bridge_settings` reads; `may_start` as for `add_ray_address_flag`."""
+    add_ray_address_flag(parser, may_start=may_start)
     add_flag(parser, "--orch-addr", help="HOST:PORT of the orchestrator; of several, with commas")
     add_secret_flag(parser)
     add_flag(
@@ -225,8 +225,14 @@ def runner_url(value: str | None, listen: str) -> str:
                 f"that they can, such as http://10.0.0.5:{port}"
             )
         return f"http://{host_port((host, port))}"
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+    try:
+        parts = urlsplit(value)
+        # Reading the port checks it.
+        sane = bool(parts.hostname) and parts.port != 0
+        sane = sane and parts.scheme in ("http", "https") and not parts.query + parts.fragment
+    except ValueError:
+        sane = False
+    if not sane:
         raise ConfigError(f"--runner-url: want http(s)://HOST:PORT, got {value!r}")
     return value.rstrip("/")
 
@@ -273,6 +279,12 @@ def _orchestrators(addresses: str, fingerprints: str) -> tuple[Orchestrator, ...
             f"--orch-fingerprint: {len(pins)} for {len(parsed)} orchestrators; want one each, "
             "in the order of --orch-addr, or none"
         )
+    for address, pin in zip(parsed, pins, strict=True):
+        if pin.strip() and not address.tls:
+            raise ConfigError(
+                f"--orch-fingerprint: {address} is plaintext and has no certificate; leave it "
+                "out, or say https://"
+            )
     return tuple(
         Orchestrator(address=address, fingerprint=_fingerprint(pin.strip()))
         for address, pin in zip(parsed, pins, strict=True)

@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     add_models_flags(start)
     add_cluster_flags(start)
     add_http_flags(start)
-    add_bridge_flags(start)
+    add_bridge_flags(start, may_start=True)
     add_log_flags(start)
 
     bridge = _command(commands, "bridge", _bridge, "run the bridge to an orchestrator")

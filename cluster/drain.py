@@ -24,13 +24,12 @@ from typing import Any
 from ray._private.authentication.authentication_token_setup import (
     maybe_enable_token_auth_if_token_available,
 )
-from ray._private.services import canonicalize_bootstrap_address
 from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
 from ray.core.generated import autoscaler_pb2, gcs_pb2
 from ray.exceptions import RayError
 
 from cluster.errors import ClusterUnreachable, ConfigError
-from cluster.serve_client import check_that_somebody_listens, no_cluster
+from cluster.serve_client import gcs_address, not_let_in
 
 RPC_TIMEOUT_S = 10.0
 
@@ -87,18 +86,18 @@ class Gcs:
         """Connects.
 
         Args:
-            address: `auto` for the cluster of this machine, or `HOST:PORT` of its GCS.
+            address: as for `serve_client.gcs_address`.
 
         Raises:
+            ConfigError: it is no address.
             ClusterUnreachable: there is none, or it does not let us in.
         """
+        known = gcs_address(address)
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         try:
-            known = canonicalize_bootstrap_address(address) if address == "auto" else address
-            check_that_somebody_listens(known or "")
-            maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
             self._client: Any = GcsClient(address=known)
         except (ConnectionError, RayError) as error:
-            raise no_cluster(address, error) from error
+            raise not_let_in(known, error) from error
 
     def nodes(self) -> list[Node]:
         """Those that are alive.

@@ -16,6 +16,7 @@ import ray
 from ray._private.authentication.authentication_token_setup import (
     maybe_enable_token_auth_if_token_available,
 )
+from ray._private.services import canonicalize_bootstrap_address
 from ray._private.state import state
 from ray.exceptions import RayError
 from ray.serve._private.api import serve_start
@@ -39,6 +40,10 @@ logger = logging.getLogger(__name__)
 LISTENING_TIMEOUT_S = 5.0
 """For the cluster's GCS to accept a connection."""
 
+REMEDY = (
+    "start one with `ray start --head` or `ray up`, or let `livepeer-ray start` start a local one"
+)
+
 CONTROLLER_TIMEOUT_S = 10.0
 """For Serve's controller to tell its state, which takes milliseconds."""
 
@@ -47,13 +52,55 @@ def connect(address: str) -> None:
     """Connects this process to a running cluster.
 
     Args:
-        address: `auto` for the one on this machine, or `HOST:PORT` of its GCS.
+        address: as for `gcs_address`.
 
     Raises:
+        ConfigError: it is no address.
         ClusterUnreachable: there is none, or it does not let us in.
     """
-    if address != "auto":
-        check_that_somebody_listens(address)
+    _connect(gcs_address(address))
+
+
+def gcs_address(address: str) -> str:
+    """Returns `HOST:PORT` of the GCS of a running cluster.
+
+    Ray itself needs two minutes to say that nobody listens there.
+
+    Args:
+        address: `auto` for the cluster of this machine, or `HOST:PORT`.
+
+    Raises:
+        ConfigError: it is no address.
+        ClusterUnreachable: there is no cluster.
+    """
+    try:
+        known = canonicalize_bootstrap_address("auto") if address == "auto" else address
+    except (OSError, ValueError):
+        # Not Ray's own words, which advise other flags. It lets a variable win over `auto`.
+        variable = os.environ.get("RAY_ADDRESS")
+        where = f"at RAY_ADDRESS, {variable!r}" if variable else "on this machine"
+        raise ClusterUnreachable(
+            f"no Ray cluster {where}; {REMEDY}, or name another one by --ray-address"
+        ) from None
+    host, _, port = (known or "").rpartition(":")
+    if known is None or not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"--ray-address: want auto or HOST:PORT, got {known or address!r}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=LISTENING_TIMEOUT_S).close()
+    except (OSError, UnicodeError) as error:
+        raise ClusterUnreachable(f"no Ray cluster at {known!r} ({error}); {REMEDY}") from error
+    return known
+
+
+def not_let_in(address: str, error: Exception) -> ClusterUnreachable:
+    """What a cluster's silence means where somebody listens."""
+    return ClusterUnreachable(
+        f"the Ray cluster at {address!r} does not let us in ({error}); ~/.ray/auth_token has to "
+        "be the token that its machines have"
+    )
+
+
+def _connect(address: str) -> None:
     # Ray authenticates drivers by a token and, where the address is given as HOST:PORT, sends
     # none unless it is told to. With a token on this machine we send it.
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
@@ -66,31 +113,7 @@ def connect(address: str) -> None:
             configure_logging=False,
         )
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        raise no_cluster(address, error) from error
-
-
-def check_that_somebody_listens(address: str) -> None:
-    """Ray itself needs two minutes to say that nobody does.
-
-    Args:
-        address: `HOST:PORT` of a GCS.
-
-    Raises:
-        ClusterUnreachable: nobody does, or it is no address.
-    """
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=LISTENING_TIMEOUT_S).close()
-    except (OSError, ValueError) as error:
-        raise no_cluster(address, error) from error
-
-
-def no_cluster(address: str, error: Exception) -> ClusterUnreachable:
-    """Says what to do about it."""
-    return ClusterUnreachable(
-        f"no Ray cluster at {address!r} ({error}); start one with `ray start --head` or "
-        "`ray up`, or let `livepeer-ray start` start a local one"
-    )
+        raise not_let_in(address, error) from error
 
 
 def start_local() -> None:
@@ -112,21 +135,24 @@ def join(address: str) -> bool:
     """Connects to the cluster or starts a local one; returns whether it is a local one.
 
     Args:
-        address: as for `connect`, where `auto` starts one if there is none; or `local`.
+        address: as for `gcs_address`, where `auto` starts one if there is none; or `local`.
 
     Raises:
-        ClusterUnreachable: there is no cluster at an address that was given.
+        ConfigError: it is no address.
+        ClusterUnreachable: there is no cluster at an address that was given, or it does not let
+            us in. One of our own beside it would take its GPUs a second time.
     """
-    if address != "local":
-        try:
-            connect(address)
-        except ClusterUnreachable:
-            if address != "auto":
-                raise
-        else:
-            return False
-    start_local()
-    return True
+    try:
+        known = None if address == "local" else gcs_address(address)
+    except ClusterUnreachable:
+        if address != "auto":
+            raise
+        known = None
+    if known is None:
+        start_local()
+        return True
+    _connect(known)
+    return False
 
 
 @contextmanager

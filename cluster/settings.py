@@ -111,13 +111,14 @@ def add_log_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_ray_address_flag(parser: argparse.ArgumentParser) -> None:
-    """Adds `--ray-address`."""
+def add_ray_address_flag(parser: argparse.ArgumentParser, *, may_start: bool = False) -> None:
+    """Adds `--ray-address`; `may_start` for commands that start a cluster where there is none."""
     add_flag(
         parser,
         "--ray-address",
         default="auto",
-        help="HOST:PORT of the cluster, or auto for the one on this machine",
+        help="HOST:PORT of the cluster, or auto for the one on this machine"
+        + (", which is started if there is none; local for a new one" if may_start else ""),
     )
 
 

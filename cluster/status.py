@@ -156,12 +156,13 @@ def table(status: Document) -> str:
         rows = [
             (
                 registration["orchestrator"],
+                registration["way"],
                 "registered" if registration["registered"] else "not registered",
                 registration["detail"],
             )
             for registration in status["orchestrators"]
         ]
-        lines += ["", *_aligned(("ORCHESTRATOR", "STATE", ""), rows)]
+        lines += ["", *_aligned(("ORCHESTRATOR", "AS", "STATE", ""), rows)]
     return "\n".join(lines)
 
 

@@ -79,7 +79,7 @@ def add_bench_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chart", type=Path, metavar="FILE", help="draw them here, as PNG")
     add_models_dir_flag(parser)
     add_device_flag(parser)
-    add_ray_address_flag(parser)
+    add_ray_address_flag(parser, may_start=True)
 
 
 def bench_options(arguments: argparse.Namespace) -> BenchOptions:
@@ -94,6 +94,10 @@ def bench_options(arguments: argparse.Namespace) -> BenchOptions:
     for flag, value in (("--runs", arguments.runs), ("--batch", arguments.batch)):
         if value < 1:
             raise ConfigError(f"{flag}: want at least 1, got {value}")
+    for flag, file in (("--json", arguments.json), ("--chart", arguments.chart)):
+        # Before the minutes that the figures take.
+        if file and not file.parent.is_dir():
+            raise ConfigError(f"{flag}: {file.parent} is no directory")
     return BenchOptions(
         pipeline=arguments.pipeline,
         model_id=arguments.model_id,

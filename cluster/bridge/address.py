@@ -24,18 +24,20 @@ class Address:
         Raises:
             ConfigError: the text names no host and port.
         """
-        url = urlsplit(text if "://" in text else f"https://{text}")
         try:
-            port = DEFAULT_PORT if url.port is None else url.port
+            url = urlsplit(text if "://" in text else f"https://{text}")
+            host, port = url.hostname or "", DEFAULT_PORT if url.port is None else url.port
+            # What resolving it would raise.
+            host.encode("idna")
         except ValueError:
-            port = 0
-        if url.scheme not in ("http", "https") or not url.hostname or not port:
+            host, port = "", 0
+        if not (host and port and _is_word(text)) or url.scheme not in ("http", "https"):
             raise ConfigError(
                 f"orchestrator address {text!r}: want HOST:PORT, such as orchestrator.example:8935"
             )
         if url.path.strip("/") or url.query or url.username:
             raise ConfigError(f"orchestrator address {text!r}: want HOST:PORT and nothing after it")
-        return cls(host=url.hostname, port=port, tls=url.scheme == "https")
+        return cls(host=host, port=port, tls=url.scheme == "https")
 
     @property
     def authority(self) -> str:
@@ -50,3 +52,7 @@ class Address:
 
     def __str__(self) -> str:
         return self.authority if self.tls else self.url
+
+
+def _is_word(text: str) -> bool:
+    return text.isprintable() and " " not in text

@@ -18,7 +18,7 @@ taken out of the registration first, and its jobs go on.
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Protocol
@@ -26,28 +26,21 @@ from typing import Any, Protocol
 from cluster.ai_models import ModelKey
 from cluster.backends import Backend
 from cluster.bridge.address import Address
-from cluster.bridge.admission import WAIT_S, Admission
+from cluster.bridge.admission import WAIT_S
 from cluster.bridge.backlog import Backlog
 from cluster.bridge.deadlines import Deadlines
 from cluster.bridge.event_stream import Stream
+from cluster.bridge.execution import Done, Execution
 from cluster.bridge.inputs import Inputs
 from cluster.bridge.job import Job, Visit, Work, read_work
 from cluster.bridge.journal import Journal
 from cluster.bridge.record import JobRecord, log_record
 from cluster.bridge.results import Answer, Delivery, failure, success
-from cluster.bridge.retry import Retries
 from cluster.capacity import Capacity
-from cluster.errors import (
-    DeadlinePassed,
-    InsufficientCapacity,
-    JobError,
-    JobFailed,
-    RegistrationError,
-)
-from deployments.schemas.base import Completed, Request, Result
+from cluster.errors import JobError, JobFailed, RegistrationError
+from deployments.schemas.base import Request
 
 logger = logging.getLogger(__name__)
-
 
 LAST_ANSWERS_S = 15.0
 """For delivering the answers of step 3 of the end."""
@@ -90,34 +83,29 @@ class Bridge:
             queue_s: for a job to wait for a slot.
             on_finished: called once a job, when all is said.
         """
-        self._backends = backends
+        self._execution = Execution(backends=backends, deadlines=deadlines, queue_s=queue_s)
         self._inputs = inputs
         self._delivery = delivery
-        self._deadlines = deadlines
         self._grace_s = grace_s
         self._on_finished = on_finished
-        self._admission = Admission(wait_s=queue_s)
-        self._retries = Retries()
         self._journal = journal
         self._jobs: set[asyncio.Task[Any]] = set()
         self._taken: set[tuple[str, int]] = set()
         self._backlogs: defaultdict[Address, Backlog] = defaultdict(Backlog)
-        self._running: set[asyncio.Task[Completed[Result] | Stream]] = set()
-        self._streams: set[Stream] = set()
 
     def serve(self, backends: Mapping[ModelKey, Backend]) -> None:
         """Takes other models. Jobs that run go on."""
-        self._backends = backends
+        self._execution.backends = backends
 
     @property
     def models(self) -> Sequence[ModelKey]:
         """Those that are served, with a slot or without."""
-        return tuple(self._backends)
+        return tuple(self._execution.backends)
 
     @property
     def in_flight(self) -> Mapping[ModelKey, int]:
         """Jobs that hold a slot, by model."""
-        return self._admission.in_flight
+        return self._execution.admission.in_flight
 
     async def accept(self, job: Job) -> None:
         """Takes a job off the registration; returns when the next one may come.
@@ -145,12 +133,13 @@ class Bridge:
 
     def slots(self, key: ModelKey) -> int:
         """How many jobs a model takes at once."""
-        return self._admission.slots(key)
+        return self._execution.admission.slots(key)
 
     async def run(
         self,
         *,
         registrations: Sequence[Registration],
+        doors: Sequence[Registration] = (),
         snapshots: AsyncIterator[Capacity],
         stop: asyncio.Event,
     ) -> None:
@@ -158,6 +147,8 @@ class Bridge:
 
         Args:
             registrations: all are told the whole capacity. One that fails leaves the others be.
+            doors: as registrations, but they register with nobody: without one of those, if any
+                was wanted, they are open in vain.
             snapshots: the capacity, whenever it changes.
             stop: to be set from outside.
 
@@ -169,14 +160,16 @@ class Bridge:
             asyncio.create_task(registration.run(), name="registration")
             for registration in registrations
         }
-        following = asyncio.create_task(self._follow(snapshots, registrations), name="capacity")
-        stopping = asyncio.create_task(stop.wait(), name="stop")
+        everybody = (*doors, *registrations)
+        others: set[asyncio.Task[Any]] = {
+            asyncio.create_task(self._follow(snapshots, everybody), name="capacity"),
+            asyncio.create_task(stop.wait(), name="stop"),
+            *(asyncio.create_task(door.run(), name="door") for door in doors),
+        }
         failure: BaseException | None = None
         try:
-            while working and not failure and not stopping.done() and not following.done():
-                ended, _ = await asyncio.wait(
-                    {*working, following, stopping}, return_when=asyncio.FIRST_COMPLETED
-                )
+            while not failure and not any(task.done() for task in others):
+                ended, _ = await asyncio.wait(working | others, return_when=asyncio.FIRST_COMPLETED)
                 for task in working & ended:
                     working.discard(task)
                     if working and isinstance(task.exception(), RegistrationError):
@@ -184,7 +177,7 @@ class Bridge:
                     else:
                         failure = task.exception()
         finally:
-            tasks = (*working, following, stopping)
+            tasks = working | others
             for task in tasks:
                 task.cancel()
             results = await asyncio.gather(*tasks, return_exceptions=True)
@@ -198,7 +191,7 @@ class Bridge:
     ) -> None:
         async for capacity in snapshots:
             logger.info("capacity: %s", capacity)
-            self._admission.update(capacity)
+            self._execution.admission.update(capacity)
             for registration in registrations:
                 registration.announce(capacity)
 
@@ -206,10 +199,7 @@ class Bridge:
         if self._jobs:
             logger.info("finishing %d jobs", len(self._jobs))
             await asyncio.wait(self._jobs, timeout=self._grace_s)
-        for running in self._running:
-            running.cancel()
-        for stream in self._streams:
-            stream.cut(at=asyncio.get_running_loop().time())
+        self._execution.stop()
         if self._jobs:
             _, unanswered = await asyncio.wait(self._jobs, timeout=LAST_ANSWERS_S)
             for handling in unanswered:
@@ -223,14 +213,12 @@ class Bridge:
         try:
             answer = await self._answer(job, record)
         except JobError as error:
-            record.outcome, record.kind = error.network_text(job.pipeline), error.kind
+            record.failed(error)
             answer = failure(error, job.pipeline)
-        except Exception as error:
-            # Whatever it is, an unanswered job would cost the whole worker.
-            logger.exception("%s", job)
-            failed = JobFailed(f"{type(error).__name__} in the bridge")
-            record.outcome, record.kind = failed.network_text(job.pipeline), failed.kind
-            answer = failure(failed, job.pipeline)
+        except Exception as error:  # noqa: BLE001 - an unanswered job would cost the whole worker
+            unexpected = _unexpected(error, job)
+            record.failed(unexpected)
+            answer = failure(unexpected, job.pipeline)
         # What it asked for may have many megabytes, and thousands may wait for their refusal.
         job = replace(job, data=b"")
         if answer is not None:
@@ -242,23 +230,33 @@ class Bridge:
 
     async def _answer(self, job: Job, record: JobRecord) -> Answer | None:
         """Returns the answer; None for a stream, which was sent while it held its slot."""
-        work = read_work(job, self._backends)
+        work = read_work(job, self._execution.backends)
         record.model_id = work.key.model_id
-        clock = asyncio.get_running_loop().time
-        began = clock()
-        async with self._admission.slot(work.key, source=job.peer.address):
-            record.waited_s = clock() - began
-            completed = await self._in_time(self._run(work, job, record), job)
-            if isinstance(completed, Stream):
-                await self._relay(completed, job, record)
+
+        async def request() -> Request:
+            return work.request(await self._inputs.fetch(job, work) if work.input_url else None)
+
+        async with self._execution.doing(
+            job, work, record, request=request, source=job.peer.address
+        ) as done:
+            if isinstance(done, Stream):
+                await self._relay(done, job, record)
                 return None
-        record.replica, record.compute_s = completed.replica, completed.compute_s
-        return success(completed.result)
+        return success(done.result)
+
+    async def _relay(self, stream: Stream, job: Job, record: JobRecord) -> None:
+        """Sends a stream to its end. Never raises a `JobError`."""
+        try:
+            # The extra time is for an orchestrator that stops reading.
+            async with asyncio.timeout_at(self._execution.deadline(job) + LAST_ANSWERS_S):
+                record.delivered = await self._delivery.deliver(job, stream)
+        except TimeoutError:
+            logger.warning("%s: the orchestrator stopped reading the stream", job)
 
     @asynccontextmanager
     async def serving(
         self, visit: Visit, work: Work, request: Request, *, source: Hashable
-    ) -> AsyncIterator[Completed[Result] | Stream]:
+    ) -> AsyncIterator[Done]:
         """Does what came over HTTP: with the slots, deadlines and retries of all jobs.
 
         Holds the slot until the context ends, a stream's until it is read.
@@ -278,100 +276,38 @@ class Bridge:
             model_id=work.key.model_id,
             over_http=True,
         )
-        clock = asyncio.get_running_loop().time
-        began = clock()
+
+        async def validated() -> Request:
+            return request
+
         waiting = asyncio.current_task()
         assert waiting is not None  # noqa: S101 - coroutines run in tasks
         self._jobs.add(waiting)
         try:
-            async with self._admission.slot(work.key, source=source):
-                record.waited_s = clock() - began
-                done = await self._in_time(self._attempts(visit, work, request, record), visit)
-                try:
-                    if isinstance(done, Stream):
-                        done.cut(at=self._deadline(visit))
-                        self._streams.add(done)
-                    yield done
-                finally:
-                    if isinstance(done, Stream):
-                        self._streams.discard(done)
-                        await done.aclose()
-                        last, failed = done.last, done.failed
-                        record.replica, record.compute_s = last.replica, last.compute_s
-                        if failed:
-                            record.outcome, record.kind = "the stream was cut short", "cut_short"
-                    else:
-                        record.replica, record.compute_s = done.replica, done.compute_s
+            async with self._execution.doing(
+                visit, work, record, request=validated, source=source
+            ) as done:
+                yield done
             record.delivered = True
         except JobError as error:
-            record.outcome, record.kind = error.network_text(visit.pipeline), error.kind
+            record.failed(error)
             record.delivered = True
             raise
-        except BaseException as error:
-            record.outcome, record.kind = f"the client has left ({type(error).__name__})", "left"
+        except Exception as error:
+            unexpected = _unexpected(error, visit)
+            record.failed(unexpected)
+            record.delivered = True
+            raise unexpected from error
+        except BaseException:
+            record.outcome, record.kind = "the client has left", "left"
             raise
         finally:
             self._jobs.discard(waiting)
-            record.total_s = clock() - visit.received_at
+            record.total_s = asyncio.get_running_loop().time() - visit.received_at
             self._on_finished(record)
 
-    async def _run(self, work: Work, job: Job, record: JobRecord) -> Completed[Result] | Stream:
-        file = await self._inputs.fetch(job, work) if work.input_url else None
-        return await self._attempts(job, work, work.request(file), record)
 
-    async def _attempts(
-        self, asked: Job | Visit, work: Work, request: Request, record: JobRecord
-    ) -> Completed[Result] | Stream:
-        backend = self._backends[work.key]
-
-        async def attempt() -> Completed[Result] | Stream:
-            record.attempts += 1
-            left_s = self._deadline(asked) - asyncio.get_running_loop().time()
-            if request.wants_stream:
-                chunks = backend.stream(work.key, request, timeout_s=left_s)
-                return await Stream.begin(chunks, name=str(asked))
-            return await backend.run(work.key, request, timeout_s=left_s)
-
-        return await self._retries.run(attempt, work=work, request=request, name=str(asked))
-
-    def _deadline(self, asked: Job | Visit) -> float:
-        """By the event loop's clock."""
-        return asked.received_at + self._deadlines.of(asked.pipeline)
-
-    async def _relay(self, stream: Stream, job: Job, record: JobRecord) -> None:
-        """Sends a stream to its end, or to the job's deadline. Never raises a `JobError`."""
-        deadline = self._deadline(job)
-        stream.cut(at=deadline)
-        self._streams.add(stream)
-        try:
-            # The extra time is for an orchestrator that stops reading.
-            async with asyncio.timeout_at(deadline + LAST_ANSWERS_S):
-                record.delivered = await self._delivery.deliver(job, stream)
-        except TimeoutError:
-            logger.warning("%s: the orchestrator stopped reading the stream", job)
-        finally:
-            self._streams.discard(stream)
-            await stream.aclose()
-        record.replica, record.compute_s = stream.last.replica, stream.last.compute_s
-        if stream.failed:
-            record.outcome, record.kind = "the stream was cut short", "cut_short"
-
-    async def _in_time(
-        self, work: Coroutine[Any, Any, Completed[Result] | Stream], asked: Job | Visit
-    ) -> Completed[Result] | Stream:
-        """Does the work within its deadline; cancels it, and waits for its end, if not."""
-        running = asyncio.create_task(work)
-        self._running.add(running)
-        try:
-            left_s = self._deadline(asked) - asyncio.get_running_loop().time()
-            await asyncio.wait({running}, timeout=left_s)
-        finally:
-            self._running.discard(running)
-            in_time = running.done()
-            running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        if not in_time:
-            raise DeadlinePassed(f"no result within {self._deadlines.of(asked.pipeline):g} s")
-        if running.cancelled():
-            raise InsufficientCapacity("this worker is shutting down")
-        return running.result()
+def _unexpected(error: Exception, asked: Job | Visit) -> JobFailed:
+    """A bug of ours, in the words that others may see."""
+    logger.error("%s", asked, exc_info=error)
+    return JobFailed(f"{type(error).__name__} in the bridge")

@@ -81,6 +81,7 @@ class Door:
             gpus: of a model's replicas; blocking.
         """
         self._bridge = bridge
+        self._capacity = Capacity()
         self._secret = secret
         self._url = url
         self._service = Service(_BridgeRunner(bridge, gpus))
@@ -92,6 +93,7 @@ class Door:
 
     def announce(self, capacity: Capacity) -> None:
         """Takes the slots that there are now; a model without is not here now, not unknown."""
+        self._capacity = capacity
         models = [
             ServedModel(
                 pipeline=key.pipeline, model_id=key.model_id, app=str(key), slots=1, cold=False
@@ -110,7 +112,7 @@ class Door:
 
     async def run(self) -> None:
         """Turns requests away from when it is cancelled; those that are inside go on."""
-        self.announce(Capacity())
+        self.announce(self._capacity)
         try:
             await asyncio.Event().wait()
         finally:

@@ -36,6 +36,9 @@ MAX_BYTES = 1_000_000
 MAX_BRIDGES = 64
 """On one machine for the same orchestrators, each with a file of its own."""
 
+MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+"""What reading a line that is none may raise."""
+
 Key = tuple[str, int]
 """Certificate fingerprint and task id."""
 
@@ -200,7 +203,7 @@ class Journal:
         for line in filter(None, lines):
             try:
                 self._read_line(json.loads(line))
-            except (ValueError, TypeError, KeyError, AttributeError, OrchestratorUnreachable):
+            except (*MALFORMED, OrchestratorUnreachable):
                 unreadable += 1
         if unreadable:
             logger.warning("%s: dropped %d lines that cannot be read", self._path, unreadable)

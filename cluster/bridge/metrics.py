@@ -107,10 +107,10 @@ class _Now(Collector):
         up = GaugeMetricFamily(
             "livepeer_ray_registration_up",
             "1 while the worker is registered with the orchestrator.",
-            labels=("orchestrator",),
+            labels=("orchestrator", "way"),
         )
         for registration in state.registrations:
-            up.add_metric((registration.orchestrator,), registration.registered)
+            up.add_metric((registration.orchestrator, registration.way), registration.registered)
         journal = self._journal
         return (
             slots,

@@ -3,6 +3,8 @@
 import logging
 from dataclasses import asdict, dataclass
 
+from cluster.errors import JobError
+
 logger = logging.getLogger(__name__)
 
 
@@ -19,7 +21,7 @@ class JobRecord:
     outcome: str = "ok"
     """`ok`, or the error's text for the orchestrator."""
     kind: str = "ok"
-    """`ok`, `cut_short` for a stream, or the error's."""
+    """`ok`, `cut_short` for a stream, `left` where nobody waits any more, or the error's."""
     attempts: int = 0
     """How often it was started on a replica."""
     waited_s: float | None = None
@@ -30,6 +32,10 @@ class JobRecord:
     total_s: float = 0.0
     """From the job's arrival to the acceptance of its answer."""
     delivered: bool = False
+
+    def failed(self, error: JobError) -> None:
+        """It is answered with this error."""
+        self.outcome, self.kind = error.network_text(self.pipeline), error.kind
 
 
 def log_record(record: JobRecord) -> None:

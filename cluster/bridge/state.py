@@ -13,7 +13,6 @@ from typing import Any
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from cluster.ai_models import ModelKey
 from cluster.capacity import Capacity
 
 logger = logging.getLogger(__name__)
@@ -67,14 +66,22 @@ class RegistrationState:
 
     def document(self) -> dict[str, Any]:
         """As JSON has it."""
-        slots = [{**_named(key), **asdict(model)} for key, model in self.advertised.models.items()]
+        advertised = [
+            {
+                **key._asdict(),
+                "slots": model.slots,
+                "warm": model.warm,
+                "runner_version": model.runner_version,
+            }
+            for key, model in self.advertised.models.items()
+        ]
         return {
             "orchestrator": self.orchestrator,
             "way": self.way,
             "registered": self.registered,
             "detail": self.detail,
             "certificate": self.certificate,
-            "advertised": slots,
+            "advertised": advertised,
         }
 
 
@@ -93,10 +100,6 @@ class BridgeState:
             "containers": [asdict(container) for container in self.containers],
             "registrations": [registration.document() for registration in self.registrations],
         }
-
-
-def _named(key: ModelKey) -> dict[str, str]:
-    return {"pipeline": key.pipeline, "model_id": key.model_id}
 
 
 @asynccontextmanager

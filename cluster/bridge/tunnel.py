@@ -126,10 +126,25 @@ async def open_tunnel(address: Address) -> Tunnel:
         raise OrchestratorUnreachable(f"{address}: no such host ({error.strerror})") from error
     except OSError as error:
         raise OrchestratorUnreachable(f"{address}: {error.strerror or error}") from error
-    tunnel = Tunnel(reader=reader, writer=writer)
+    try:
+        tunnel = Tunnel(reader=reader, writer=writer)
+    except OSError as error:
+        writer.close()
+        raise _no_socket(error) from error
     try:
         await tunnel.listen()
+    except OSError as error:
+        await tunnel.close()
+        raise _no_socket(error) from error
     except BaseException:
         await tunnel.close()
         raise
     return tunnel
+
+
+def _no_socket(error: OSError) -> OrchestratorUnreachable:
+    """A disk that is full, say: a reason to try again, and not to end."""
+    return OrchestratorUnreachable(
+        f"no socket for gRPC can be made in {tempfile.gettempdir()} ({error.strerror or error}): "
+        "make room there, or set TMPDIR to another directory with a short name"
+    )

@@ -31,6 +31,7 @@ from cluster.demo.known import runner_slots, runners, slots
 from cluster.demo.logs import Logs
 from cluster.demo.page import write_page
 from cluster.demo.samples import EVERY_PIPELINE, INPUT_FILES, PROMPTS, Sample
+from cluster.errors import ConfigError
 from cluster.programs import ProgramFailed
 
 READY_TIMEOUT_S = 600.0
@@ -53,8 +54,14 @@ def run(output: Path, *, every_pipeline: bool, register: Register) -> int:
         output: a directory for outputs, logs and index.html.
         every_pipeline: all nine, one after the other, instead of text-to-image alone.
         register: how the worker registers; a live runner's requests go straight to it.
+
+    Raises:
+        ConfigError: the directory cannot be made.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output: {output} cannot be made ({error.strerror})") from None
     logs = Logs.empty(output)
     # As at Ctrl-C, everything that was started is ended in order.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -14,6 +14,7 @@ from cluster.status import document, table
 
 EVERY_S = 2.0
 BRIDGE_TIMEOUT_S = 2.0
+MAX_STATE_BYTES = 64 * 1024 * 1024
 
 CLEAR = "\x1b[H\x1b[2J"
 
@@ -32,7 +33,7 @@ def run(*, ray_address: str, bridge: tuple[str, int] | None, as_json: bool, watc
     """
     serve_client.connect(ray_address)
     while True:
-        state = None if bridge is None else _ask(bridge)
+        state = None if bridge is None else ask_bridge(bridge)
         with serve_client.reachable():
             status = document(
                 applications=serve_client.details()["applications"],
@@ -51,18 +52,19 @@ def run(*, ray_address: str, bridge: tuple[str, int] | None, as_json: bool, watc
         time.sleep(EVERY_S)
 
 
-def _ask(bridge: tuple[str, int]) -> Mapping[str, Any] | None:
-    """What a bridge says of itself; None where none does."""
+def ask_bridge(bridge: tuple[str, int]) -> Mapping[str, Any] | None:
+    """Returns what a bridge says of itself; None where none does."""
     host, port = bridge
     connection = http.client.HTTPConnection(host, port, timeout=BRIDGE_TIMEOUT_S)
     with contextlib.closing(connection):
         try:
             connection.request("GET", "/state")
-            state: Mapping[str, Any] = json.loads(connection.getresponse().read())
-        except (OSError, http.client.HTTPException, ValueError):
+            state: Any = json.loads(connection.getresponse().read(MAX_STATE_BYTES))
+        except (OSError, http.client.HTTPException, ValueError, RecursionError):
             return None
     # Somebody else may listen there.
-    return state if {"models", "containers", "registrations"} <= set(state) else None
+    ours = isinstance(state, dict) and {"models", "containers", "registrations"} <= state.keys()
+    return state if ours else None
 
 
 def _no_bridge(bridge: tuple[str, int] | None) -> str:

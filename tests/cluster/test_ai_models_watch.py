@@ -1,5 +1,6 @@
 """An aiModels.json that is changed, broken, replaced and taken away under a running worker."""
 
+import asyncio
 import json
 import logging
 import os
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.ai_models_watch import AIModelsWatch
+from cluster.commands.bridge import follow
 from cluster.errors import AIModelsError
 
 
@@ -150,3 +152,28 @@ def test_where_another_process_complains_this_one_does_not(
     file.write_text("[]")
     watch.look(again=True)
     assert not [record for record in caplog.records if record.levelno >= logging.INFO]
+
+
+async def test_a_change_that_cannot_be_taken_does_not_end_the_following(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch, write = AIModelsWatch(str(file)), file.write_text
+    again, taken = asyncio.Event(), asyncio.Event()
+
+    def take() -> None:
+        if served(watch) == ["org/bad"]:
+            raise RuntimeError("a bug")
+        taken.set()
+
+    following = asyncio.create_task(follow(watch, take, again))
+    write(text("bad"))
+    again.set()
+    async with asyncio.timeout(20):
+        while "a bug" not in caplog.text:
+            await asyncio.sleep(0.01)
+        write(text("good"))
+        again.set()
+        await taken.wait()
+    assert served(watch) == ["org/good"]
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)

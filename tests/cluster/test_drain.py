@@ -1,5 +1,7 @@
 """Which node an operator means."""
 
+import re
+
 import pytest
 
 from cluster.drain import Gcs, Node, choose
@@ -39,6 +41,22 @@ def test_the_head_is_not_drained() -> None:
         choose(NODES, "head")
 
 
-def test_no_cluster() -> None:
-    with pytest.raises(ClusterUnreachable, match=r"no Ray cluster at '127\.0\.0\.1:1'"):
-        Gcs("127.0.0.1:1")
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "no..host:1"])
+def test_no_cluster(address: str) -> None:
+    with pytest.raises(ClusterUnreachable, match=rf"no Ray cluster at '{re.escape(address)}'"):
+        Gcs(address)
+
+
+@pytest.mark.parametrize("address", ["nonsense", "http://127.0.0.1:1", "127.0.0.1:1"])
+def test_rays_own_variable_may_name_no_cluster(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ClusterUnreachable, match=r"no Ray cluster at "):
+        Gcs("auto")
+
+
+@pytest.mark.parametrize("address", ["", "local", "host", "host:port", "host:99999"])
+def test_no_address(address: str) -> None:
+    with pytest.raises(ConfigError, match=r"--ray-address: want auto or HOST:PORT, got "):
+        Gcs(address)

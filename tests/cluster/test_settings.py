@@ -24,6 +24,7 @@ from cluster.settings import (
 )
 
 SECRET = "hunter2-and-more"
+TWO_PINS = f"{'ab' * 32},{'ab' * 32}"
 ENOUGH = ["--orch-addr", "orchestrator.example:8935", "--orch-secret", SECRET]
 
 
@@ -52,7 +53,11 @@ def test_addresses(text: str, expected: Address) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", ":8935", "host:0", "host:99999", "host:port", "ftp://host:1", "host:1/path"]
+    "text",
+    [
+        *("", ":8935", "host:0", "host:99999", "host:port", "ftp://host:1", "host:1/path"),
+        *("[::1", "two words", "host..example:1", "x" * 64 + ".example", "host\0"),
+    ],
 )
 def test_bad_addresses_are_named(text: str) -> None:
     with pytest.raises(ConfigError, match="want HOST:PORT"):
@@ -101,12 +106,10 @@ def test_a_child_process_reads_the_same_settings(monkeypatch: pytest.MonkeyPatch
 def test_several_orchestrators(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = "AB" * 32, "CD" * 32
     secret = ["--orch-secret", SECRET]
-    settings = parse(
-        *secret, "--orch-addr", "a:1, http://b", "--orch-fingerprint", f"{first},{second}"
-    )
+    settings = parse(*secret, "--orch-addr", "a:1, b", "--orch-fingerprint", f"{first},{second}")
     assert settings.orchestrators == (
         Orchestrator(address=Address("a", 1), fingerprint=first.lower()),
-        Orchestrator(address=Address("b", 8935, tls=False), fingerprint=second.lower()),
+        Orchestrator(address=Address("b", 8935), fingerprint=second.lower()),
     )
     for name, value in settings.environment().items():
         monkeypatch.setenv(name, value)
@@ -140,8 +143,12 @@ def test_the_secret_is_in_no_repr() -> None:
         (["--orch-secret", SECRET, "--orch-addr", "a:1,a:1"], "names one of them twice"),
         (["--orch-secret", SECRET, "--orch-addr", "a:1,"], "want HOST:PORT"),
         (
-            [*ENOUGH, "--orch-fingerprint", f"{'ab' * 32},{'ab' * 32}"],
+            [*ENOUGH, "--orch-fingerprint", TWO_PINS],
             "--orch-fingerprint: 2 for 1 orchestrators",
+        ),
+        (
+            [*ENOUGH, "--orch-addr", "a:1,http://b:1", "--orch-fingerprint", TWO_PINS],
+            "--orch-fingerprint: http://b:1 is plaintext and has no certificate",
         ),
         ([*ENOUGH, "--advertise-version", "new"], "--advertise-version: want a version"),
         ([*ENOUGH, "--deadline-s", "soon"], "--deadline-s: want 1 to 840 seconds, got 'soon'"),
@@ -207,6 +214,9 @@ def test_how_orchestrators_reach_a_live_runner(flags: tuple[str, ...], url: str)
         (("--register", "pigeon"), "--register: want worker, live-runner, static-runner, both"),
         (("--runner-listen", "0.0.0.0:80"), "--runner-url is missing: orchestrators cannot reach"),
         (("--runner-url", "r.example"), "--runner-url: want http"),
+        (("--runner-url", "http://[::1"), "--runner-url: want http"),
+        (("--runner-url", "http://r.example:99999"), "--runner-url: want http"),
+        (("--runner-url", "http://r.example/#x"), "--runner-url: want http"),
     ],
 )
 def test_a_live_runner_that_nobody_could_reach_is_refused(

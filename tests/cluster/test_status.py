@@ -1,7 +1,15 @@
 """What Serve, Ray and a bridge say, joined and shown."""
 
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
+import pytest
+
+from cluster.commands.status import ask_bridge
 from cluster.status import document, table
 
 BRIDGE: dict[str, Any] = {
@@ -13,6 +21,7 @@ BRIDGE: dict[str, Any] = {
     "registrations": [
         {
             "orchestrator": "https://orchestrator.example:8935",
+            "way": "worker",
             "registered": True,
             "detail": "",
             "certificate": "ab" * 32,
@@ -78,7 +87,7 @@ def test_replicas_by_state_and_what_the_bridge_adds() -> None:
     assert "worker-1 (10.0.0.1)" in text
     assert "4 of 4 taken, H100" in text
     assert "2 x org/a (llm, 1 GPU)" in text
-    assert "https://orchestrator.example:8935  registered" in text
+    assert "https://orchestrator.example:8935  worker  registered" in text
 
 
 def test_a_node_that_is_drained() -> None:
@@ -143,3 +152,34 @@ def test_external_containers() -> None:
         "http://10.0.0.9:8000  llm org/b  0      1          0.14.1  NVIDIA L40S  "
         "/health answers 500" in table(status)
     )
+
+
+@contextmanager
+def answering(body: bytes) -> Iterator[tuple[str, int]]:
+    """Somebody who says this to whatever is asked."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield "127.0.0.1", server.server_port
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b"5", b"null", b'[{"models": 1}]', b"{}", b"[" * 100_000]
+)
+def test_somebody_else_on_the_bridges_port_is_no_bridge(body: bytes) -> None:
+    with answering(body) as where:
+        assert ask_bridge(where) is None
+
+
+def test_a_bridge_is_believed() -> None:
+    with answering(json.dumps(BRIDGE).encode()) as where:
+        assert ask_bridge(where) == BRIDGE

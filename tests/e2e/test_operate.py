@@ -23,6 +23,7 @@ from tests.e2e.conftest import (
     Deployed,
     Gateway,
     Orchestrator,
+    RayCluster,
 )
 from tests.e2e.programs import PATIENCE_S, Program, livepeer_ray, program
 from tests.free_ports import free_port
@@ -235,3 +236,16 @@ async def test_bad_input_to_apply_and_status(tmp_path: Path) -> None:
     async with livepeer_ray("status", "--ray-address", "127.0.0.1:1") as status:
         assert await status.ends() == 4
         await status.says("no Ray cluster at '127.0.0.1:1'")
+
+
+async def test_a_cluster_with_another_token_is_no_missing_one(ray: RayCluster) -> None:
+    environment = {
+        "RAY_AUTH_TOKEN": "a" * 64,
+        "RAY_AUTH_MODE": "token",
+        # Of one second each; by default 20.
+        "RAY_NUM_REDIS_GET_RETRIES": "1",
+    }
+    flags = ("--ray-address", ray.address)
+    async with program("livepeer-ray", "status", *flags, environment=environment) as status:
+        await status.says(r"does not let us in.*~/\.ray/auth_token")
+        assert await status.ends() == 4

@@ -23,6 +23,8 @@ MODEL = ("bench", "--pipeline", "text-to-image", "--model-id", "org/name")
         (("--pipeline", "byoc"), "pipeline: the network does not send it"),
         (("--model-id", "a b"), "model_id: must not contain blanks"),
         (("--model-id", "a/x-Lightning", "--flags", "DEEPCACHE"), "DEEPCACHE ignored: it costs"),
+        (("--json", "/nowhere/at-all.json"), "--json: /nowhere is no directory"),
+        (("--chart", "/nowhere/at-all.png"), "--chart: /nowhere is no directory"),
         (("--input", "/nowhere/at-all.png"), "--input: /nowhere/at-all.png: No such file"),
     ],
 )

@@ -1,17 +1,24 @@
 """Jobs through the bridge, over the wire: every one is answered, whatever happens to it."""
 
 import asyncio
+import gc
 import json
+import weakref
 from contextlib import AsyncExitStack
 
 import pytest
 
+from cluster.ai_models import ModelKey
 from cluster.errors import InsufficientCapacity, InvalidSecret, JobFailed, JobRejected
 from cluster.loopback import JobFailed as JobFailedAtTheOrchestrator
 from cluster.loopback import LoopbackOrchestrator
+from deployments.schemas.base import Completed, Request, Result
 from tests.cluster.bridge.conftest import (
     SECRET,
+    A,
     Ask,
+    B,
+    SteeredBackend,
     address,
     capacity,
     image_result,
@@ -34,9 +41,8 @@ async def test_a_job_end_to_end(orchestrator: LoopbackOrchestrator, ask: Ask) ->
 
 
 async def test_jobs_run_side_by_side_up_to_the_slots(
-    orchestrator: LoopbackOrchestrator, ask: Ask, monkeypatch: pytest.MonkeyPatch
+    orchestrator: LoopbackOrchestrator, ask: Ask
 ) -> None:
-    monkeypatch.setattr("cluster.bridge.admission.WAIT_S", 0.05)
     async with running(address(orchestrator), capacity(a=3)) as bridge:
         await registered(orchestrator)
         bridge.backend.hold.clear()
@@ -162,6 +168,57 @@ async def test_a_wrong_secret_ends_the_bridge(orchestrator: LoopbackOrchestrator
     async with running(address(orchestrator), capacity(a=1), secret="wrong") as bridge:
         with pytest.raises(InvalidSecret, match="--orch-secret must be the orchestrator's"):
             await bridge.task
+
+
+async def test_a_model_that_goes_while_its_job_waits_is_had_elsewhere(
+    orchestrator: LoopbackOrchestrator, ask: Ask
+) -> None:
+    async with running(address(orchestrator), capacity(a=1), queue_s=20.0) as bridge:
+        await registered(orchestrator)
+        bridge.backend.hold.clear()
+        asked = asyncio.create_task(ask())
+        await bridge.backend.wait_for_started(1)
+        waiting = asyncio.create_task(
+            orchestrator.send_job(
+                worker=orchestrator.workers[0],
+                pipeline="text-to-image",
+                request_data=b'{"request": {"prompt": "x", "model_id": "org/a"}}',
+            )
+        )
+        while "job 1 (text-to-image)" not in {task.get_name() for task in asyncio.all_tasks()}:
+            await asyncio.sleep(0.01)
+        bridge.bridge.serve({B: bridge.backend})
+        bridge.backend.hold.set()
+        assert (await asked)[0] == 200, "what runs goes on"
+        with pytest.raises(JobFailedAtTheOrchestrator, match=r"^insufficient capacity: .*org/a"):
+            await waiting
+
+
+class FailingBackend(SteeredBackend):
+    """One whose jobs all fail, and which keeps nothing of the failure."""
+
+    async def run(self, key: ModelKey, request: Request, *, timeout_s: float) -> Completed[Result]:
+        self.started.append(request)
+        raise JobFailed(f"{key} failed, with {timeout_s} s left")
+
+
+async def test_a_failed_request_does_not_wait_for_the_garbage_collector(
+    orchestrator: LoopbackOrchestrator, ask: Ask
+) -> None:
+    backend = FailingBackend()
+    async with running(address(orchestrator), capacity(a=1)) as bridge:
+        await registered(orchestrator)
+        bridge.bridge.serve({A: backend})
+        gc.disable()
+        try:
+            assert (await ask())[0] == 500
+            while not bridge.records:
+                await asyncio.sleep(0.01)
+            # Its image may have hundreds of megabytes.
+            request = weakref.ref(backend.started.pop())
+            assert request() is None
+        finally:
+            gc.enable()
 
 
 async def test_two_bridges_with_different_models(

@@ -21,7 +21,7 @@ from cluster.bridge.record import JobRecord
 from cluster.bridge.registration import WorkerRegistration
 from cluster.bridge.results import Delivery
 from cluster.capacity import Capacity, ModelCapacity
-from cluster.errors import ConfigError, JobRejected, ReplicaLost
+from cluster.errors import ConfigError, InvalidSecret, JobRejected, ReplicaLost
 from cluster.loopback import LoopbackOrchestrator
 from tests.cluster.bridge.conftest import SECRET, A, Ask, SteeredBackend, address
 from tests.cluster.bridge.test_event_stream import CHAT, Chat, chunk
@@ -77,6 +77,7 @@ async def standing(
     *,
     grace_s: float = 10.0,
     queue_s: float = 0.1,
+    secret: str = SECRET,
 ) -> AsyncIterator[Standing]:
     port = free_port()
     async with (
@@ -104,22 +105,26 @@ async def standing(
                 yield await one.capacities.get()
 
         registrations: list[Registration] = [
-            door,
             LiveRunnerRegistration(
                 address=address(orchestrator),
-                secret=SecretStr(SECRET),
+                secret=SecretStr(secret),
                 runner_url=door.runner_url,
             ),
             WorkerRegistration(
                 address=address(orchestrator),
-                secret=SecretStr(SECRET),
+                secret=SecretStr(secret),
                 version="0.9.1",
                 on_job=bridge.accept,
             ),
         ]
         async with door.listening("127.0.0.1", port):
             one.task = asyncio.create_task(
-                bridge.run(registrations=registrations, snapshots=snapshots(), stop=one.stop)
+                bridge.run(
+                    registrations=registrations,
+                    doors=[door],
+                    snapshots=snapshots(),
+                    stop=one.stop,
+                )
             )
             try:
                 yield one
@@ -191,7 +196,7 @@ async def test_who_comes_past_the_orchestrator_waits_for_a_slot(
     ("error", "status", "words"),
     [
         (JobRejected("prompt: too strange"), 400, "prompt: too strange"),
-        (RuntimeError("what is this"), 500, "internal error"),
+        (RuntimeError("what is this"), 500, "RuntimeError in the bridge"),
     ],
 )
 async def test_errors_are_told_as_the_runner_does(
@@ -203,6 +208,9 @@ async def test_errors_are_told_as_the_runner_does(
         told, answer = await worker.draw()
         assert told == status
         assert words in answer["detail"]["msg"]
+        (record,) = worker.records
+        assert words in record.outcome
+        assert (record.kind, record.delivered) == ("rejected" if told == 400 else "failed", True)
         assert (await worker.draw(width=-1))[0] == 400
         worker.image.result = SteeredBackend().result
         assert (await worker.draw())[0] == 200
@@ -252,6 +260,7 @@ async def test_a_client_that_leaves_frees_its_slot(orchestrator: LoopbackOrchest
                 await asyncio.sleep(0.01)
         worker.image.hold.set()
         assert (await worker.draw())[0] == 200
+        assert [record.kind for record in worker.records] == ["left", "ok"]
 
 
 async def test_at_the_end_nobody_new_comes_and_those_inside_are_answered(
@@ -325,6 +334,13 @@ async def test_a_connection_without_requests_stays_open(
                 await response.read()
             await asyncio.sleep(pause_s)
         assert made == 1
+
+
+async def test_a_door_alone_does_not_keep_the_bridge(orchestrator: LoopbackOrchestrator) -> None:
+    async with standing(orchestrator, capacity(a=1), secret="wrong") as worker:
+        assert worker.task is not None
+        with pytest.raises(InvalidSecret):
+            await asyncio.wait_for(worker.task, timeout=20)
 
 
 async def test_a_port_that_is_taken_is_said(orchestrator: LoopbackOrchestrator) -> None:

@@ -309,8 +309,7 @@ async def test_nothing_follows_the_finishing_chunk() -> None:
     assert reasons(running.orchestrator.bodies[0]) == ["", "stop"]
 
 
-async def test_the_slot_is_held_until_the_stream_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.bridge.admission.WAIT_S", 0.05)
+async def test_the_slot_is_held_until_the_stream_ends() -> None:
     async with rig() as running:
         running.chat.say(chunk("a"))
         await running.job(1)

@@ -83,6 +83,7 @@ async def test_a_torn_line_costs_itself_only(
         b'{"taken": ["ab", "1", "llm", 1.0]}\n',
         b'{"peer": {"host": "h", "port": 1, "pem": "-----BEGIN CERTIFICATE-----"}}\n',
         b"1\n" * 3,
+        b"[" * 100_000 + b"\n",
     ],
 )
 async def test_junk_is_dropped(tmp_path: Path, peer: Peer, junk: bytes) -> None:

@@ -1,15 +1,18 @@
 """What Prometheus reads of a bridge that has done some jobs."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from cluster.bridge.address import Address
 from cluster.bridge.journal import open_journal
 from cluster.bridge.metrics import Metrics
-from cluster.bridge.state import state_endpoint
+from cluster.bridge.state import BridgeState, RegistrationState, state_endpoint
+from cluster.capacity import Capacity
 from cluster.errors import ReplicaLost
 from cluster.loopback import JobFailed, LoopbackOrchestrator
 from tests.cluster.bridge.conftest import Ask, address, capacity, registered, running
@@ -19,7 +22,7 @@ from tests.free_ports import free_port
 A = ("text-to-image", "org/a")
 NOBODYS = ("text-to-image", "")
 
-LABELS = ("pipeline", "model_id", "outcome", "orchestrator")
+LABELS = ("pipeline", "model_id", "outcome", "orchestrator", "way")
 
 Samples = dict[tuple[str, ...], float]
 
@@ -80,8 +83,27 @@ async def test_jobs_and_what_is_now(
     assert found["livepeer_ray_job_replica_seconds_count", *A] == 1
     assert found["livepeer_ray_slots", *A] == 2
     assert found["livepeer_ray_jobs_in_flight", *A] == 0
-    assert found["livepeer_ray_registration_up", orchestrator.url] == 1
+    assert found["livepeer_ray_registration_up", orchestrator.url, "worker"] == 1
     assert found["livepeer_ray_journal_jobs",] == 0
     assert found["livepeer_ray_journal_bytes",] > 0
     assert "made-up" not in str(found)
     assert "not-ours" not in str(found)
+
+
+def test_both_ways_at_one_orchestrator_are_two_series(tmp_path: Path) -> None:
+    where = Address("127.0.0.1", 1)
+    journal = open_journal(tmp_path, addresses=[where])
+    worker = RegistrationState(
+        orchestrator=where.url, registered=True, detail="", certificate="", advertised=Capacity()
+    )
+    state = BridgeState(
+        models=[], registrations=[worker, replace(worker, way="live-runner", registered=False)]
+    )
+    found = samples(Metrics(read=lambda: state, journal=journal).text().decode())
+    journal.close()
+    assert {
+        key[1:]: up for key, up in found.items() if key[0] == "livepeer_ray_registration_up"
+    } == {
+        (where.url, "worker"): 1,
+        (where.url, "live-runner"): 0,
+    }

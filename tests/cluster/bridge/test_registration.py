@@ -2,8 +2,10 @@
 
 import asyncio
 import ssl
+import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,6 +99,18 @@ async def test_one_whose_clock_is_another() -> None:
     async with listening(says_nothing, tls=certificate_from_tomorrow().tls) as port:
         with pytest.raises(OrchestratorUnreachable, match=r"valid from .* set the clock of one"):
             await register(Address("127.0.0.1", port))
+
+
+async def test_no_place_for_a_socket_is_said_and_tried_again(
+    orchestrator: LoopbackOrchestrator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("long" * 30)
+    long.mkdir()
+    for folder in (tmp_path / "nowhere", long):
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        with pytest.raises(OrchestratorUnreachable, match="TMPDIR"):
+            await register(address(orchestrator))
+    assert list(long.iterdir()) == []
 
 
 async def test_plaintext_is_spoken_only_when_asked_for(

@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from cluster.cli import main
 from cluster.commands.demo import table
 from cluster.demo.gateway import Output
 from cluster.demo.inputs import HEIGHT, WIDTH, picture, sound
@@ -15,6 +17,7 @@ from cluster.demo.logs import Logs
 from cluster.demo.masks import draw_masks
 from cluster.demo.page import write_page
 from cluster.demo.samples import EVERY_PIPELINE
+from cluster.settings import EXIT_CONFIG
 
 SAMPLES = {sample.pipeline: sample for sample in EVERY_PIPELINE}
 
@@ -95,3 +98,11 @@ def test_what_the_logs_tell(tmp_path: Path) -> None:
     assert "deploying" not in logs.problems()
     assert str(logs.worker) in logs.problems()
     assert Logs.empty(tmp_path).failures() == {}
+
+
+def test_a_place_that_cannot_be_made_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(["demo", "--output", str(tmp_path / "file" / "below")]) == EXIT_CONFIG
+    assert "--output: " in capsys.readouterr().err
