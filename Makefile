@@ -22,7 +22,7 @@ test: $(INSTALLED)
 test-installs: $(INSTALLED)
 	$(BIN)/python -m pytest -m installs
 
-# What becomes of jobs when things die: a quarter of an hour, and a table.
+# What becomes of jobs when things die: 20 minutes, and two tables.
 faults: $(INSTALLED)
 	$(BIN)/python -m tests.faults
 

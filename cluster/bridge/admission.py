@@ -25,8 +25,14 @@ WAIT_S = 5.0
 """An image long. A refused job is served elsewhere, and gateways prefer the fast."""
 
 MIN_WAITING = 4
-"""As many jobs of a model wait as it has slots, which is what a change of capacity can bring at
-once, and never fewer than this; for each orchestrator."""
+
+
+def may_wait(slots: int) -> int:
+    """How many jobs of a model with so many slots may wait for one, for each orchestrator.
+
+    As many as a change of capacity can bring at once, and never fewer than a few.
+    """
+    return max(slots, MIN_WAITING)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,7 +107,7 @@ class Admission:
             raise InsufficientCapacity(f"{key} has no replica now")
         queue = self._waiting.setdefault(key, [])
         ahead = sum(waiter.source == source for waiter in queue)
-        if ahead >= max(slots, MIN_WAITING):
+        if ahead >= may_wait(slots):
             raise InsufficientCapacity(f"all {slots} slots of {key} are taken, {ahead} jobs wait")
         waiter = _Waiter(source, asyncio.get_running_loop().create_future())
         queue.append(waiter)

@@ -98,6 +98,11 @@ class Bridge:
         self._execution.backends = backends
 
     @property
+    def models(self) -> Sequence[ModelKey]:
+        """Those that are served, with a slot or without."""
+        return tuple(self._execution.backends)
+
+    @property
     def in_flight(self) -> Mapping[ModelKey, int]:
         """Jobs that hold a slot, by model."""
         return self._execution.admission.in_flight

@@ -23,6 +23,7 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import PlainTextResponse
 
 from cluster.ai_models import ModelKey
+from cluster.bridge.admission import may_wait
 from cluster.bridge.bridge import Bridge
 from cluster.bridge.disconnects import App, CancelledWhenGone, Message, Receive, Send
 from cluster.bridge.event_stream import Stream
@@ -50,12 +51,13 @@ from deployments.schemas.base import Chunk, Completed, Request, Result
 
 logger = logging.getLogger(__name__)
 
-KEEP_ALIVE_S = 120.0
-"""How long an idle connection stays open. Orchestrators use one again for 90 s (Go's
-http.DefaultTransport): if we closed it first, a request on its way at that moment would be 502."""
-
 SOURCE = "live-runner"
 """Free slots are shared fairly between this door and each orchestrator of the other."""
+
+KEEP_ALIVE_S = 120.0
+"""For a connection without requests. The orchestrator's proxy closes its own after 90 s (Go's
+http.DefaultTransport), and has to be the first: a request that meets ours as it closes is not sent
+again, and its client gets a 502."""
 
 
 class Door:
@@ -77,6 +79,8 @@ class Door:
             url: where the orchestrator reaches what `listening` listens on.
             gpus: of a model's replicas; blocking.
         """
+        self._bridge = bridge
+        self._capacity = Capacity()
         self._secret = secret
         self._url = url
         self._service = Service(_BridgeRunner(bridge, gpus))
@@ -87,20 +91,27 @@ class Door:
         return runner_url(self._url, self._secret, key)
 
     def announce(self, capacity: Capacity) -> None:
-        """Takes the models and slots that there are now."""
+        """Takes the slots that there are now; a model without is not here now, not unknown."""
+        self._capacity = capacity
         models = [
             ServedModel(
                 pipeline=key.pipeline, model_id=key.model_id, app=str(key), slots=1, cold=False
             )
-            for key in capacity.models
+            for key in self._bridge.models
         ]
         self._service.served.configure(models)
+        # Admission has the slots. This is what comes in at all and has its file read: a bridge
+        # before us that was killed, or another orchestrator, may have been told of the same ones.
         self._service.served.see(
-            {str(key): Seen(running=model.slots) for key, model in capacity.models.items()}
+            {
+                str(key): Seen(running=model.slots + may_wait(model.slots))
+                for key, model in capacity.models.items()
+            }
         )
 
     async def run(self) -> None:
         """Turns requests away from when it is cancelled; those that are inside go on."""
+        self.announce(self._capacity)
         try:
             await asyncio.Event().wait()
         finally:

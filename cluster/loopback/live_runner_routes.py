@@ -8,7 +8,9 @@ of a runner with an https url is checked.
 """
 
 import asyncio
+import itertools
 import json
+import logging
 import posixpath
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -20,6 +22,8 @@ from yarl import URL
 
 from cluster.loopback.asgi import Receive, Request, Response, Send, StreamedResponse, respond
 from cluster.loopback.live_runners import LiveRunners, RunnerError
+
+_log = logging.getLogger(__name__)
 
 HEARTBEAT = "/runners/heartbeat"
 DISCOVERY = "/discovery"
@@ -46,6 +50,7 @@ class LiveRunnerRoutes:
         """Takes the registry and the orchestrator's own url."""
         self._runners = runners
         self._url = url
+        self._numbers = itertools.count()
 
     def has(self, request: Request) -> bool:
         """Whether a request is for this door."""
@@ -100,6 +105,9 @@ class LiveRunnerRoutes:
         async with AsyncExitStack() as stack:
             try:
                 url, headers = stack.enter_context(self._runners.session(runner_id))
+                number = next(self._numbers)
+                session_id = headers["Livepeer-Session-Id"]
+                _log.info("request %d: %s, handed to %s", number, session_id, runner_id)
                 http = await stack.enter_async_context(
                     aiohttp.ClientSession(
                         auto_decompress=False,
@@ -126,22 +134,30 @@ class LiveRunnerRoutes:
                 await respond(send, Response(status=error.status, body=f"{error}\n".encode()))
                 return
             except aiohttp.ClientError as error:
+                _log.info("request %d failed: %s", number, error)
                 gateway = HTTPStatus.BAD_GATEWAY
                 await respond(send, Response(status=gateway, body=f"{error}\n".encode()))
                 return
-            await respond(
-                send,
-                StreamedResponse(
-                    status=answer.status,
-                    body=_pieces(answer),
-                    media_type=answer.headers.get("Content-Type", ""),
-                    headers={
-                        name: value
-                        for name, value in answer.headers.items()
-                        if name.lower().encode() not in HOP_BY_HOP | SAID_BY_US
-                    },
-                ),
-            )
+            try:
+                await respond(
+                    send,
+                    StreamedResponse(
+                        status=answer.status,
+                        body=_pieces(answer),
+                        media_type=answer.headers.get("Content-Type", ""),
+                        headers={
+                            name: value
+                            for name, value in answer.headers.items()
+                            if name.lower().encode() not in HOP_BY_HOP | SAID_BY_US
+                        },
+                    ),
+                )
+            except aiohttp.ClientError as error:
+                # The server cuts its client off in turn, as it sees no end of the answer.
+                _log.info("request %d failed: its answer was cut off: %s", number, error)
+                return
+            end = "answered with" if answer.status < HTTPStatus.BAD_REQUEST else "failed:"
+            _log.info("request %d %s %d", number, end, answer.status)
 
 
 def _joined(url: str, path: str, query: str) -> URL:

@@ -2,12 +2,13 @@
 
     table.py     the faults: how each is caused and what is expected; add yours there
     run.py       one fault under load, and what became of the jobs
+    doors.py     the ways in: as a remote worker, as a live runner
     ledger.py    every job of an orchestrator, as its own log tells it
     load.py      callers, who keep a steady number of jobs in flight
     world.py     the processes: Ray cluster, orchestrator, network, bridge
     cluster.py   the Ray cluster as a process
     model.py     the fake model that the load runs on
-    network.py   the way from the bridge to the orchestrator, which can be cut
+    network.py   the ways between bridge and orchestrator, which can be cut
     clock.py     the bridge's wall clock, which can be set (clock.c)
     report.py    the summary
     __main__.py  `make faults`: the whole table

@@ -29,12 +29,12 @@ class End(StrEnum):
     """It was sent down a connection that was dead, and the worker never heard of it."""
 
 
-_HANDED_OUT = re.compile(r"job (\d+): \S+, handed to (\S+)")
+_HANDED_OUT = re.compile(r"((?:job|request) \d+): \S+, handed to (\S+)")
 _LEFT = re.compile(r"worker (\S+) disconnected")
 _ENDS = {
-    End.RESULT: re.compile(r"job (\d+) answered with"),
-    End.ERROR: re.compile(r"job (\d+) failed: (.*)"),
-    End.NOT_SENT: re.compile(r"job (\d+): its worker has left"),
+    End.RESULT: re.compile(r"((?:job|request) \d+) answered with"),
+    End.ERROR: re.compile(r"((?:job|request) \d+) failed: (.*)"),
+    End.NOT_SENT: re.compile(r"(job \d+): its worker has left"),
 }
 _LATE = re.compile(r"duplicate or unknown answer from \S+ job (\d+)")
 _FAULT = re.compile(r"FAULT of the worker at .*")
@@ -42,11 +42,12 @@ _FAULT = re.compile(r"FAULT of the worker at .*")
 
 @dataclass(slots=True, kw_only=True)
 class Job:
-    """One job; times by the monotonic clock."""
+    """One job, or one request to a live runner; times by the monotonic clock."""
 
-    task_id: int
+    name: str
+    """`job 7`, `request 7`: each kind has numbers of its own."""
     peer: str
-    """The connection that it was sent down."""
+    """The connection that it was sent down, or the live runner."""
     handed_out_at: float
     end: End | None = None
     ended_at: float = 0.0
@@ -79,9 +80,12 @@ class Counts:
 
 @dataclass(slots=True)
 class Ledger:
-    """The jobs of one orchestrator process, from task id 0."""
+    """The jobs of one orchestrator process."""
 
-    jobs: dict[int, Job] = field(default_factory=dict)
+    jobs: dict[str, Job] = field(default_factory=dict)
+    """By name."""
+    failing: bool = False
+    """Whether the latest answer was an error."""
     late: list[tuple[float, int]] = field(default_factory=list)
     """When an answer came for which nobody waited, and to which task id."""
     faults: list[str] = field(default_factory=list)
@@ -93,8 +97,7 @@ class Ledger:
         """Takes a line of the log, as soon as it is written."""
         now = time.monotonic()
         if found := _HANDED_OUT.search(line):
-            task_id = int(found[1])
-            self.jobs[task_id] = Job(task_id=task_id, peer=found[2], handed_out_at=now)
+            self.jobs[found[1]] = Job(name=found[1], peer=found[2], handed_out_at=now)
             return
         if found := _LEFT.search(line):
             self._left.add(found[1])
@@ -107,9 +110,10 @@ class Ledger:
             return
         for end, pattern in _ENDS.items():
             if found := pattern.search(line):
-                job = self.jobs[int(found[1])]
+                job = self.jobs[found[1]]
                 job.end, job.ended_at = end, now
-                job.error = found[2] if end is End.ERROR else ""
+                self.failing = end is End.ERROR
+                job.error = found[2] if self.failing else ""
 
     def open_jobs(self) -> list[Job]:
         """Those that wait for an answer."""

@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import aiohttp
 
-from tests.faults.cluster import MODEL_ID, REPLICAS
+from tests.faults.cluster import REPLICAS
 from tests.faults.model import JOB_S
+from tests.faults.world import World
 
 PER_S = 0.85 * REPLICAS / JOB_S
 """All replicas work most of the time, and there is a free slot now and then: an orchestrator that
@@ -21,8 +22,10 @@ _NUMBERS = itertools.count()
 
 
 @asynccontextmanager
-async def callers(url: str) -> AsyncIterator[None]:
-    """Has callers come and ask for a picture each.
+async def callers(world: World) -> AsyncIterator[Callable[[], object]]:
+    """Has callers come and ask for a picture each; yields what ends that.
+
+    Who has come goes on waiting for his answer until the context ends.
 
     Every one asks for another picture, over all faults: requests that were there when replicas
     died are refused for a while, and these are innocent. What they are told is in the
@@ -31,18 +34,18 @@ async def callers(url: str) -> AsyncIterator[None]:
     calling: set[asyncio.Task[None]] = set()
     connector = aiohttp.TCPConnector(ssl=False, limit=0)  # it may be another certificate each time
     timeout = aiohttp.ClientTimeout(total=CALL_S)
-    async with aiohttp.ClientSession(url, connector=connector, timeout=timeout) as http:
+    async with aiohttp.ClientSession(world.url, connector=connector, timeout=timeout) as http:
 
         async def come() -> None:
             for number in _NUMBERS:
-                caller = asyncio.create_task(_call(http, number))
+                caller = asyncio.create_task(_call(world, http, number))
                 calling.add(caller)
                 caller.add_done_callback(calling.discard)
                 await asyncio.sleep(1 / PER_S)
 
         coming = asyncio.create_task(come())
         try:
-            yield
+            yield coming.cancel
         finally:
             tasks = [coming, *calling]
             for task in tasks:
@@ -50,9 +53,7 @@ async def callers(url: str) -> AsyncIterator[None]:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _call(http: aiohttp.ClientSession, number: int) -> None:
-    request = {"prompt": f"picture {number}", "model_id": MODEL_ID}
+async def _call(world: World, http: aiohttp.ClientSession, number: int) -> None:
     # Nobody has to be there, or to answer.
     with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-        async with http.post("/text-to-image", json=request) as response:
-            await response.read()
+        await world.door.ask(http, f"picture {number}")

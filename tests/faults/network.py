@@ -1,7 +1,8 @@
-"""The way from the bridge to the orchestrator, which can be cut and blackholed.
+"""The ways between the bridge and the orchestrator, which can be cut and blackholed.
 
-A forwarder (wire.py) stands in between. Killing it cuts every connection; they are refused until
-it is there again. Where we may make a network namespace, the forwarder runs in one: with its link
+A forwarder (wire.py) stands in each: one for what the bridge connects to, one for the requests that
+the orchestrator sends to a live runner. Killing it cuts every connection; they are refused until it
+is there again. Where we may make a network namespace, the forwarders run in one: with its links
 down, packets vanish both ways, and neither side is told.
 """
 
@@ -18,20 +19,29 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
+class Link:
+    """A link into a network namespace."""
+
+    device: str
+    """From without; its other end has an `n` more."""
+    ours: str
+    """The address without."""
+    theirs: str
+    """The address within."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Namespace:
-    """A network namespace with a link on which the bridge comes in, and one to the orchestrator."""
+    """A network namespace with a link to the bridge and one to the orchestrator."""
 
     name: str
-    bridge_side: str
-    """Its address on the first link."""
-    orchestrator_side: str
-    """Our own address on the second."""
-    link: str
-    """The first, from within."""
+    bridge: Link
+    orchestrator: Link
 
     def blackhole(self, *, on: bool) -> None:
-        """Has packets on the first link vanish."""
-        _ip("-n", self.name, "link", "set", self.link, "down" if on else "up")
+        """Has packets on both links vanish."""
+        for link in (self.bridge, self.orchestrator):
+            _ip("-n", self.name, "link", "set", f"{link.device}n", "down" if on else "up")
 
 
 @contextmanager
@@ -40,33 +50,35 @@ def namespace() -> Iterator[Namespace | str]:
     number = os.getpid()
     # Of the block that is set aside for tests of networks (RFC 2544).
     net = f"198.18.{number % 256}"
-    name, bridge, orchestrator = f"faults{number}", f"lrb{number}", f"lro{number}"
+    name = f"faults{number}"
+    bridge = Link(device=f"lrb{number}", ours=f"{net}.1", theirs=f"{net}.2")
+    orchestrator = Link(device=f"lro{number}", ours=f"{net}.5", theirs=f"{net}.6")
     try:
         try:
             _ip("netns", "add", name)
-            for ours, first in ((bridge, 1), (orchestrator, 5)):
-                theirs = f"{ours}n"
-                _ip("link", "add", ours, "type", "veth", "peer", "name", theirs, "netns", name)
-                _ip("addr", "add", f"{net}.{first}/30", "dev", ours)
-                _ip("-n", name, "addr", "add", f"{net}.{first + 1}/30", "dev", theirs)
-                _ip("link", "set", ours, "up")
-                _ip("-n", name, "link", "set", theirs, "up")
-            # Without, a link that is down would be told of as a host that is not there.
-            mac = _ip("netns", "exec", name, "cat", f"/sys/class/net/{bridge}n/address").strip()
-            _ip("neigh", "replace", f"{net}.2", "lladdr", mac, "nud", "permanent", "dev", bridge)
+            for link in (bridge, orchestrator):
+                _connect(name, link)
         except (OSError, subprocess.CalledProcessError) as error:
             said = getattr(error, "stderr", "") or str(error)
             yield f"no network namespace can be made here: {said.strip()}"
             return
-        yield Namespace(
-            name=name,
-            bridge_side=f"{net}.2",
-            orchestrator_side=f"{net}.5",
-            link=f"{bridge}n",
-        )
+        yield Namespace(name=name, bridge=bridge, orchestrator=orchestrator)
     finally:
         with contextlib.suppress(OSError, subprocess.CalledProcessError):
             _ip("netns", "del", name)
+
+
+def _connect(name: str, link: Link) -> None:
+    """Makes a link into the namespace of this name."""
+    within = f"{link.device}n"
+    _ip("link", "add", link.device, "type", "veth", "peer", "name", within, "netns", name)
+    _ip("addr", "add", f"{link.ours}/30", "dev", link.device)
+    _ip("-n", name, "addr", "add", f"{link.theirs}/30", "dev", within)
+    _ip("link", "set", link.device, "up")
+    _ip("-n", name, "link", "set", within, "up")
+    # Without, a link that is down would be told of as a host that is not there.
+    mac = _ip("netns", "exec", name, "cat", f"/sys/class/net/{within}/address").strip()
+    _ip("neigh", "replace", link.theirs, "lladdr", mac, "nud", "permanent", "dev", link.device)
 
 
 def _ip(*arguments: str) -> str:
@@ -79,19 +91,25 @@ def _ip(*arguments: str) -> str:
 
 
 class Wire:
-    """The forwarder, always at the same address."""
+    """A forwarder, always at the same address."""
 
-    def __init__(self, *, target: str, within: Namespace | None) -> None:
-        """Takes the orchestrator's HOST:PORT and the namespace to run in; starts nothing yet."""
+    def __init__(self, *, host: str, target: str, within: Namespace | None) -> None:
+        """Starts nothing yet.
+
+        Args:
+            host: where it listens.
+            target: HOST:PORT that it leads to.
+            within: the namespace to run in.
+        """
+        self._host = host
         self._target = target
         self._within = within
-        self._host = within.bridge_side if within else "127.0.0.1"
         self._port = 0
         self.process: Process
 
     @property
     def address(self) -> str:
-        """HOST:PORT for the bridge."""
+        """HOST:PORT for who is to connect."""
         return f"{self._host}:{self._port}"
 
     async def start(self) -> None:

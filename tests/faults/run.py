@@ -95,12 +95,15 @@ async def run(fault: Fault, world: World) -> Outcome:
     async with watched(world) as watch:
         await _in_time(watch.well(), "not well before the fault", problems)
         since = time.monotonic()
-        async with callers(world.url):
+        async with callers(world) as no_more:
             await _in_time(_loaded(world, since), "no jobs before the fault", problems)
             recovery_s = await strike(fault, world, watch, problems)
-    counts = await settled(world, since=since)
+            no_more()
+            counts = await settled(world, since=since)
     problems += complaints_of(world)[complaints:]
     problems += _unexpected(fault, counts)
+    if counts.errors and not fault.errors:
+        problems += errors_of(world, since=since)
     return Outcome(name=fault.name, counts=counts, recovery_s=recovery_s, problems=tuple(problems))
 
 
@@ -108,7 +111,7 @@ async def strike(fault: Fault, world: World, watch: Watch, problems: list[str]) 
     """Causes a fault and waits until all is well again; how long that took.
 
     Args:
-        fault: one that this world does not lack anything for.
+        fault: one that this world does not lack anything for, and that strikes its door.
         world: under load.
         watch: of this world.
         problems: gets what is not as expected.
@@ -117,8 +120,9 @@ async def strike(fault: Fault, world: World, watch: Watch, problems: list[str]) 
     at = time.monotonic()
     await fault.cause(world)
     await _in_time(watch.calm(after=time.monotonic()), f"{fault.name}: never well again", problems)
-    if fault.proof and not any(re.search(fault.proof, line) for line in world.bridge_log[said:]):
-        problems.append(f"{fault.name}: the bridge never said {fault.proof!r}")
+    proof = fault.proofs[world.door]
+    if proof and not any(re.search(proof, line) for line in world.bridge_log[said:]):
+        problems.append(f"{fault.name}: the bridge never said {proof!r}")
     return max(0.0, watch.unwell_at - at)
 
 
@@ -136,6 +140,16 @@ async def settled(world: World, *, since: float) -> Counts:
 def complaints_of(world: World) -> list[str]:
     """What orchestrators said that the worker did wrong."""
     return [text for ledger in world.ledgers for text in ledger.faults]
+
+
+def errors_of(world: World, *, since: float) -> list[str]:
+    """What jobs were answered with in place of results."""
+    return [
+        f"{job.name}: {job.error}"
+        for ledger in world.ledgers
+        for job in ledger.jobs.values()
+        if job.end is End.ERROR and job.ended_at >= since
+    ]
 
 
 async def _loaded(world: World, since: float) -> None:

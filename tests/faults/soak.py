@@ -1,6 +1,6 @@
 """`make soak`: steady load and random faults, one after the other, and what memory does.
 
-    python -m tests.faults.soak [--seconds N] [--seed N]
+    python -m tests.faults.soak [--seconds N] [--seed N] [--door DOOR]
 
 Exit status: 1 when a job was lost or something else is not as expected.
 """
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster import machine
+from tests.faults.doors import Door
 from tests.faults.ledger import Counts
 from tests.faults.load import callers
 from tests.faults.report import HEAD, cells
@@ -52,10 +53,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.faults.soak", description=__doc__.split("\n")[0])
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))  # noqa: S311
+    parser.add_argument("--door", type=Door, choices=list(Door), default=Door.WORKER)
     arguments = parser.parse_args()
     where = machine.describe()
     _say(f"seed {arguments.seed}")
-    problems = asyncio.run(until_told_to_end(_run(arguments.seconds, arguments.seed)))
+    soaking = _run(arguments.seconds, arguments.seed, arguments.door)
+    problems = asyncio.run(until_told_to_end(soaking))
     _say(
         f"\nmachine: {where['cores']} cores of {where['cpu']}, {where['memory_gib']} GiB, "
         f"load {where['load_1min_before']} before the run; ray {where['ray']}"
@@ -63,11 +66,11 @@ def main() -> int:
     return int(bool(problems))
 
 
-async def _run(seconds: float, seed: int) -> list[str]:
+async def _run(seconds: float, seed: int, door: Door) -> list[str]:
     problems: list[str] = []
     memory: dict[int, _Process] = {}
     with tempfile.TemporaryDirectory(prefix="livepeer-ray-soak-") as directory:
-        async with world(Path(directory), networks=True) as made:
+        async with world(Path(directory), networks=True, door=door) as made:
             looking = asyncio.create_task(_look_at_memory(made, memory))
             counts = await _soak(made, seconds, random.Random(seed), problems)  # noqa: S311
             looking.cancel()
@@ -91,18 +94,19 @@ async def _run(seconds: float, seed: int) -> list[str]:
 
 async def _soak(made: World, seconds: float, chance: random.Random, problems: list[str]) -> Counts:
     """Loads, and strikes until the time is over."""
-    faults = [fault for fault in FAULTS if not fault.lacks(made)]
+    faults = [fault for fault in FAULTS if made.door in fault.proofs and not fault.lacks(made)]
     async with watched(made) as watch:
         await watch.well()
         since = time.monotonic()
-        async with callers(made.url):
+        async with callers(made) as no_more:
             while time.monotonic() - since < seconds:
                 await asyncio.sleep(chance.uniform(*PAUSE_S))
                 fault = chance.choice(faults)
                 at_s = time.monotonic() - since
                 took_s = await strike(fault, made, watch, problems)
                 _say(f"{at_s:6.0f} s  {fault.name}: well after {took_s:.1f} s")
-    return await settled(made, since=since)
+            no_more()
+            return await settled(made, since=since)
 
 
 async def _look_at_memory(made: World, memory: dict[int, _Process]) -> None:

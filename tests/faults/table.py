@@ -2,17 +2,19 @@
 
 What is expected of every one: no job is lost, none is answered twice, the worker did nothing
 that an orchestrator would mind, and all is well again afterwards. An entry says where more is to
-be put up with, and names the line of the bridge's log that proves that the fault took place.
+be put up with, which doors of the bridge the fault can strike, and the line of the bridge's log
+that proves that it took place.
 """
 
 import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from cluster.loopback.misbehaviour import Wrong
+from tests.faults.doors import Door
 from tests.faults.network import Namespace
 from tests.faults.world import World
 
@@ -33,8 +35,9 @@ class Fault:
 
     name: str
     cause: Cause
-    proof: str = ""
-    """A pattern that the bridge's log must show; empty where it does not notice."""
+    proofs: Mapping[Door, str]
+    """By door that it can strike: a pattern that the bridge's log must show; empty where the
+    bridge does not notice."""
     errors: bool = False
     """Jobs may be answered with an error: who had them is gone, or nobody could serve them."""
     severed: bool = False
@@ -44,6 +47,11 @@ class Fault:
     """Part of `make test`, for nothing has to be waited for."""
     lacks: Callable[[World], str] = nothing
     """Why it cannot be done here; empty where it can."""
+
+
+def either_door(proof: str) -> Mapping[Door, str]:
+    """The bridge says the same, whichever door it uses."""
+    return dict.fromkeys(Door, proof)
 
 
 def kill(victim: Callable[[World], int]) -> Cause:
@@ -102,9 +110,11 @@ async def restart_orchestrator(world: World) -> None:
 
 async def cut_network(world: World) -> None:
     """Connections end and are refused for 30 s."""
-    await world.wire.kill()
+    for wire in world.wires:
+        await wire.kill()
     await asyncio.sleep(30)
-    await world.wire.start()
+    for wire in world.wires:
+        await wire.start()
 
 
 async def blackhole(world: World) -> None:
@@ -145,52 +155,68 @@ FAULTS = (
     Fault(
         name="a replica is killed",
         cause=kill(World.replica),
-        proof="died while it ran the job; running it again",
+        proofs=either_door("died while it ran the job; running it again"),
         short=True,
     ),
     Fault(
         name="a replica is frozen",
         cause=freeze_replica,
-        proof="running it again",
+        proofs=either_door("running it again"),
     ),
     Fault(
         name="Serve's controller is killed",
         cause=kill(World.controller),
+        proofs=either_door(""),
     ),
     Fault(
         name="a node is killed (its raylet)",
         cause=kill_node,
-        proof="running it again",
+        proofs=either_door("running it again"),
     ),
     Fault(
         name="the bridge is killed",
         cause=kill(World.bridge_pid),
-        proof=r"answering \d+ jobs that an earlier bridge left",
+        proofs={
+            Door.WORKER: r"answering \d+ jobs that an earlier bridge left",
+            Door.LIVE_RUNNER: "registered text-to-image",
+        },
         errors=True,
         short=True,
     ),
     Fault(
         name="the orchestrator is killed, another starts",
         cause=restart_orchestrator,
-        proof="answer dropped, the orchestrator has another certificate",
+        proofs={
+            Door.WORKER: "answer dropped, the orchestrator has another certificate",
+            Door.LIVE_RUNNER: "the client has left",
+        },
         short=True,
     ),
     Fault(
         name="the orchestrator is frozen for 40 s",
         cause=freeze(World.orchestrator_pid, for_s=40),
-        proof="Unavailable|UNAVAILABLE|ended the registration",
+        proofs={
+            Door.WORKER: "Unavailable|UNAVAILABLE|ended the registration",
+            Door.LIVE_RUNNER: "trying again in",
+        },
     ),
     Fault(
         name="the network is cut for 30 s",
         cause=cut_network,
-        proof="not delivered, again in",
+        proofs={
+            Door.WORKER: "not delivered, again in",
+            Door.LIVE_RUNNER: "the client has left",
+        },
         errors=True,
         severed=True,
     ),
     Fault(
         name="the network is a black hole for 45 s",
         cause=blackhole,
-        proof="not delivered, again in",
+        proofs={
+            Door.WORKER: "not delivered, again in",
+            Door.LIVE_RUNNER: "trying again in",
+        },
         errors=True,
         severed=True,
         lacks=no_namespace,
@@ -198,57 +224,61 @@ FAULTS = (
     Fault(
         name="answers get 500 for 5 s",
         cause=misbehave(Wrong.ANSWERS_500, for_s=5),
-        proof="the orchestrator answered 500",
+        proofs={Door.WORKER: "the orchestrator answered 500"},
     ),
     Fault(
         name="answers are cut off for 3 s",
         cause=misbehave(Wrong.ANSWERS_CUT, for_s=3),
-        proof="not delivered, again in",
+        proofs={Door.WORKER: "not delivered, again in"},
     ),
     Fault(
         name="answers get garbage for 5 s",
         cause=misbehave(Wrong.ANSWERS_GARBAGE, for_s=5),
-        proof="not delivered, again in",
+        proofs={Door.WORKER: "not delivered, again in"},
     ),
     Fault(
         name="jobs are garbage for 3 s",
         cause=misbehave(Wrong.JOBS_GARBAGE, for_s=3),
-        proof="the job is not JSON",
+        proofs={Door.WORKER: "the job is not JSON"},
         errors=True,
     ),
     Fault(
         name="messages are garbage for 3 s",
         cause=misbehave(Wrong.MESSAGES_GARBAGE, for_s=3),
-        proof="sent a message that cannot be read",
+        proofs={Door.WORKER: "sent a message that cannot be read"},
     ),
     Fault(
         name="jobs have 63 MiB for 5 s",
         cause=misbehave(Wrong.JOBS_LARGE, for_s=5),
+        proofs={Door.WORKER: ""},
         errors=True,
     ),
     Fault(
         name="every job comes twice for 3 s",
         cause=misbehave(Wrong.JOBS_TWICE, for_s=3),
-        proof="came again",
+        proofs={Door.WORKER: "came again"},
         short=True,
     ),
     Fault(
         name="the journal's disk is full for 5 s",
         cause=fill_disk,
-        proof="cannot be written",
+        proofs={Door.WORKER: "cannot be written"},
         lacks=lambda world: world.no_disk,
         short=True,
     ),
     Fault(
         name="the clock jumps an hour back, answers are cut off for 2 s",
         cause=set_clock(-HOUR_S, then=misbehave(Wrong.ANSWERS_CUT, for_s=2)),
-        proof="not delivered, again in",
+        proofs={Door.WORKER: "not delivered, again in"},
         lacks=lambda world: world.clock.missing,
     ),
     Fault(
         name="the clock jumps an hour ahead, the bridge is killed",
         cause=set_clock(HOUR_S, then=kill(World.bridge_pid)),
-        proof=r"answering \d+ jobs that an earlier bridge left",
+        proofs={
+            Door.WORKER: r"answering \d+ jobs that an earlier bridge left",
+            Door.LIVE_RUNNER: "registered text-to-image",
+        },
         errors=True,
         lacks=lambda world: world.clock.missing,
     ),

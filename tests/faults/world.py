@@ -21,8 +21,11 @@ from tests.e2e.conftest import RayCluster
 from tests.e2e.programs import Program, program
 from tests.faults.clock import Clock
 from tests.faults.cluster import AI_MODELS, MODEL_ID, REPLICAS
+from tests.faults.doors import Door
 from tests.faults.ledger import End, Job, Ledger
-from tests.faults.network import Namespace, Wire, namespace
+from tests.faults.model import AT_WORK
+from tests.faults.network import Link, Namespace, Wire, namespace
+from tests.free_ports import free_port
 
 SECRET = "the secret of the fault tests"
 ROOT = Path(__file__).parents[2]
@@ -34,15 +37,29 @@ STATUS_S = 2.0
 
 START_S = 300.0
 
+LOOPBACK = Link(device="lo", ours="127.0.0.1", theirs="127.0.0.1")
+"""Without a namespace."""
+
 T = TypeVar("T")
 
 
 class World:
     """Everything that a fault can happen to; `world` makes it."""
 
-    def __init__(self, *, directory: Path, ray: RayCluster, stdin: asyncio.StreamWriter) -> None:
-        """Takes a directory for everybody's files, the cluster, and where nodes are asked for."""
+    def __init__(
+        self, *, directory: Path, ray: RayCluster, stdin: asyncio.StreamWriter, door: Door
+    ) -> None:
+        """Starts nothing.
+
+        Args:
+            directory: for everybody's files.
+            ray: the cluster.
+            stdin: where nodes are asked for.
+            door: that the bridge is to open first.
+        """
         self.ray = ray
+        self.door = door
+        """Through which work comes now; see `use`."""
         self.clock = Clock(directory)
         self.disk = directory / "disk"
         """Where the journal is."""
@@ -50,7 +67,8 @@ class World:
         """Why it cannot be filled; empty where it can."""
         self.namespace: Namespace | str = "it was not asked for"
         """Or why there is none."""
-        self.wire: Wire
+        self.wires: list[Wire] = []
+        """Between bridge and orchestrator: the first leads to the orchestrator."""
         self.ledgers: list[Ledger] = []
         """Of every orchestrator process so far; the last one's is that of the present one."""
         self.orchestrator: Program
@@ -63,12 +81,22 @@ class World:
         self._http: aiohttp.ClientSession
         self._orchestrator_runs = AsyncExitStack()
         self._orchestrator_address = ""
+        self._runner_listen = ""
+        """Where the bridge takes a live runner's requests."""
 
     # What happens to it.
 
+    async def use(self, door: Door) -> None:
+        """Has the bridge end in order where it uses another door, and come again through this."""
+        if door is not self.door:
+            self.door = door
+            self.bridge.signal(signal.SIGTERM)
+            await self.bridge.ends()
+
     def replica(self) -> int:
-        """The process of a replica."""
-        return min(self.replicas())
+        """The process of a replica, one that works where there is any."""
+        replicas = self.replicas()
+        return min(filter(_works, replicas), default=min(replicas))
 
     def replicas(self) -> set[int]:
         """Those of all replicas."""
@@ -124,21 +152,19 @@ class World:
     async def slots(self) -> int | None:
         """How many are advertised; None where the orchestrator does not answer."""
         try:
-            async with asyncio.timeout(STATUS_S), self._http.get("/status") as response:
-                capacity = (await response.json())["capacity"].get("text-to-image", {})
+            async with asyncio.timeout(STATUS_S):
+                return await self.door.slots(self._http)
         except (aiohttp.ClientError, TimeoutError):
             return None
-        found: int = capacity.get(MODEL_ID, {"capacity": 0})["capacity"]
-        return found
 
     def open_jobs(self) -> list[Job]:
         """Those that the orchestrator waits for."""
         return self.ledgers[-1].open_jobs()
 
     async def is_well(self, *, late_s: float) -> bool:
-        """Whether all slots are advertised and no job has waited longer than this."""
+        """Whether all slots are advertised, jobs succeed and none has waited longer than this."""
         slots = await self.slots()
-        if slots is None or slots < REPLICAS:
+        if slots is None or slots < REPLICAS or self.ledgers[-1].failing:
             return False
         self.give_up_what_never_came(late_s=late_s)
         too_old = time.monotonic() - late_s
@@ -154,8 +180,8 @@ class World:
 
     def _came(self, job: Job) -> bool:
         """Whether the bridge has heard of a job: every one stands in its journal or its log."""
-        mention = re.compile(rf"\bjob {job.task_id}\b")
-        taken = re.compile(rf'{{"taken": \["[0-9a-f]+", {job.task_id},')
+        mention = re.compile(rf"\b{job.name}\b")
+        taken = re.compile(rf'{{"taken": \["[0-9a-f]+", {job.name.removeprefix("job ")},')
         return any(map(mention.search, self.bridge_log[self._log_from :])) or any(
             taken.search(journal.read_text()) for journal in self.disk.glob("*.jsonl")
         )
@@ -210,23 +236,34 @@ class World:
             await self._orchestrator_runs.aclose()
 
     @asynccontextmanager
-    async def running_wire(self) -> AsyncIterator[None]:
+    async def running_wires(self) -> AsyncIterator[None]:
         """The network between bridge and orchestrator."""
         within = self.namespace if isinstance(self.namespace, Namespace) else None
-        self.wire = Wire(target=self._orchestrator_address, within=within)
-        await self.wire.start()
+        bridge = within.bridge if within else LOOPBACK
+        orchestrator = within.orchestrator if within else LOOPBACK
+        self._runner_listen = f"{bridge.ours}:{free_port()}"
+        self.wires = [
+            Wire(host=bridge.theirs, target=self._orchestrator_address, within=within),
+            Wire(host=orchestrator.theirs, target=self._runner_listen, within=within),
+        ]
+        for wire in self.wires:
+            await wire.start()
         try:
             yield
         finally:
-            await self.wire.kill()
+            for wire in self.wires:
+                await wire.kill()
 
     @asynccontextmanager
     async def running_bridge(self) -> AsyncIterator[None]:
         """A bridge that is started again as often as it ends, as its supervisor does."""
+        to_orchestrator, to_bridge = self.wires
         command = (
-            *("livepeer-ray", "bridge", "--orch-addr", self.wire.address),
+            *("livepeer-ray", "bridge", "--orch-addr", to_orchestrator.address),
             *("--ray-address", self.ray.address, "--ai-models", AI_MODELS),
             *("--state-dir", str(self.disk), "--state-listen", "none"),
+            *("--runner-listen", self._runner_listen),
+            *("--runner-url", f"http://{to_bridge.address}"),
         )
         environment = {"LIVEPEER_RAY_ORCH_SECRET": SECRET, **self.clock.environment}
         started = asyncio.Event()
@@ -234,7 +271,9 @@ class World:
         async def supervise() -> None:
             while True:
                 async with program(
-                    *command, environment=environment, on_line=self.bridge_log.append
+                    *(*command, "--register", self.door),
+                    environment=environment,
+                    on_line=self.bridge_log.append,
                 ) as self.bridge:
                     started.set()
                     await self.bridge.process.wait()
@@ -249,12 +288,15 @@ class World:
 
 
 @asynccontextmanager
-async def world(directory: Path, *, networks: bool) -> AsyncIterator[World]:
+async def world(
+    directory: Path, *, networks: bool, door: Door = Door.WORKER
+) -> AsyncIterator[World]:
     """Starts everything; ends everything.
 
     Args:
         directory: an empty one.
         networks: with a network namespace where we may make one.
+        door: that the bridge opens first.
     """
     async with AsyncExitStack() as stack:
         cluster = await asyncio.create_subprocess_exec(
@@ -281,15 +323,16 @@ async def world(directory: Path, *, networks: bool) -> AsyncIterator[World]:
             directory=directory,
             ray=RayCluster(address=address, pid=cluster.pid),
             stdin=cluster.stdin,
+            door=door,
         )
         made.no_disk = stack.enter_context(_small_disk(made.disk))
         if networks:
             made.namespace = stack.enter_context(namespace())
         host = "127.0.0.1"
         if isinstance(made.namespace, Namespace):
-            host = made.namespace.orchestrator_side
+            host = made.namespace.orchestrator.ours
         await stack.enter_async_context(made.running_orchestrator(f"{host}:0"))
-        await stack.enter_async_context(made.running_wire())
+        await stack.enter_async_context(made.running_wires())
         await stack.enter_async_context(made.running_bridge())
         yield made
 
@@ -321,6 +364,10 @@ def _processes(pids: Iterable[int]) -> Iterator[psutil.Process]:
     for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):
             yield psutil.Process(pid)
+
+
+def _works(replica: int) -> bool:
+    return any(file.path == AT_WORK for file in psutil.Process(replica).open_files())
 
 
 def _kind(name: str) -> str:

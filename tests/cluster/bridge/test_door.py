@@ -15,7 +15,7 @@ from yarl import URL
 from cluster.ai_models import ModelKey
 from cluster.bridge.bridge import Bridge, Registration
 from cluster.bridge.deadlines import Deadlines
-from cluster.bridge.door import KEEP_ALIVE_S, Door
+from cluster.bridge.door import Door
 from cluster.bridge.inputs import Inputs
 from cluster.bridge.live_runner import LiveRunnerRegistration
 from cluster.bridge.record import JobRecord
@@ -27,9 +27,6 @@ from cluster.loopback import LoopbackOrchestrator
 from tests.cluster.bridge.conftest import SECRET, A, Ask, SteeredBackend, address
 from tests.cluster.bridge.test_event_stream import CHAT, Chat, chunk
 from tests.free_ports import free_port
-
-GO_USES_A_CONNECTION_AGAIN_S = 90.0
-"""IdleConnTimeout of http.DefaultTransport."""
 
 
 def capacity(*, a: int = 0, chat: int = 0) -> Capacity:
@@ -80,6 +77,7 @@ async def standing(
     first: Capacity,
     *,
     grace_s: float = 10.0,
+    queue_s: float = 0.1,
     secret: str = SECRET,
 ) -> AsyncIterator[Standing]:
     port = free_port()
@@ -95,7 +93,7 @@ async def standing(
             delivery=delivery,
             deadlines=Deadlines(default_s=60.0),
             grace_s=grace_s,
-            queue_s=0.1,
+            queue_s=queue_s,
             on_finished=records.append,
         )
         door = Door(bridge=bridge, secret=SecretStr(SECRET), url=f"http://127.0.0.1:{port}")
@@ -171,6 +169,28 @@ async def test_both_doors_together_take_no_more_than_there_is(
         statuses = [status for status, _ in await asyncio.gather(*asked)]
         assert statuses.count(200) == 3
         assert set(statuses) == {200, 503}
+
+
+async def test_who_comes_past_the_orchestrator_waits_for_a_slot(
+    orchestrator: LoopbackOrchestrator,
+) -> None:
+    async with standing(orchestrator, capacity(a=1), queue_s=60.0) as worker:
+        await worker.until_known(A)
+        worker.image.hold.clear()
+        inside = asyncio.create_task(worker.draw())
+        await worker.image.wait_for_started(1)
+
+        async def from_another_orchestrator() -> int:
+            url = f"{worker.door.runner_url(A)}/text-to-image"
+            async with worker.http.post(url, json={"prompt": "x"}) as response:
+                return response.status
+
+        waiting = asyncio.create_task(from_another_orchestrator())
+        await asyncio.sleep(0.5)  # for a refusal, if there were one
+        assert len(worker.image.started) == 1
+        worker.image.hold.set()
+        assert await waiting == 200
+        assert (await inside)[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -256,9 +276,23 @@ async def test_at_the_end_nobody_new_comes_and_those_inside_are_answered(
         worker.stop.set()
         await worker.until_known()
         async with worker.http.post(f"{direct}/text-to-image", json={"prompt": "x"}) as late:
-            assert late.status == 404
+            assert late.status == 503
         worker.image.hold.set()
         assert (await inside)[0] == 200
+
+
+async def test_a_model_without_a_replica_is_not_unknown(orchestrator: LoopbackOrchestrator) -> None:
+    async with standing(orchestrator, capacity(a=1)) as worker:
+        await worker.until_known(A)
+        for key, status, words in (
+            (CHAT, 503, "insufficient capacity: llm org/chat has no replica now"),
+            (ModelKey("llm", "org/other"), 404, "not served here"),
+        ):
+            url = f"{worker.door.runner_url(key)}/llm"
+            body = {"messages": [{"role": "user", "content": "hi"}]}
+            async with worker.http.post(url, json=body) as response:
+                assert response.status == status
+                assert words in await response.text()
 
 
 async def test_only_who_knows_the_address_comes_in(orchestrator: LoopbackOrchestrator) -> None:
@@ -306,19 +340,30 @@ async def test_a_runner_leads_nowhere_else(orchestrator: LoopbackOrchestrator, p
         assert not any(secret in told for secret in secrets)
 
 
-async def test_an_idle_connection_stays_open_for_as_long_as_is_said(
-    orchestrator: LoopbackOrchestrator, monkeypatch: pytest.MonkeyPatch
+async def test_a_connection_without_requests_stays_open(
+    orchestrator: LoopbackOrchestrator,
 ) -> None:
-    assert KEEP_ALIVE_S > GO_USES_A_CONNECTION_AGAIN_S
-    monkeypatch.setattr("cluster.bridge.door.KEEP_ALIVE_S", 0.2)
-    async with standing(orchestrator, capacity(a=1)) as worker:
-        url = URL(worker.door.runner_url(A))
-        reader, writer = await asyncio.open_connection(url.host, url.port)
-        writer.write(f"GET {url.path}/health HTTP/1.1\r\nHost: here\r\n\r\n".encode())
-        async with asyncio.timeout(3):
-            assert b"200" in await reader.readline()
-            await reader.read()
-        writer.close()
+    made = 0
+
+    async def count(*_: Any) -> None:
+        nonlocal made
+        made += 1
+
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_create_end.append(count)
+    connector = aiohttp.TCPConnector(keepalive_timeout=60)
+    async with (
+        standing(orchestrator, capacity(a=1)) as worker,
+        aiohttp.ClientSession(connector=connector, trace_configs=[trace]) as http,
+    ):
+        await worker.until_known(A)
+        # Servers' usual patience is 5 s.
+        for pause_s in (6, 0):
+            async with http.get(f"{worker.door.runner_url(A)}/health") as response:
+                assert response.status == 200
+                await response.read()
+            await asyncio.sleep(pause_s)
+        assert made == 1
 
 
 async def test_a_door_alone_does_not_keep_the_bridge(orchestrator: LoopbackOrchestrator) -> None:
