@@ -33,7 +33,7 @@ async def runners(gateway: aiohttp.ClientSession) -> dict[str, Runner]:
         runner["app"].partition("/")[0]: Runner(
             base=urlsplit(runner["url"]).path, capacity=runner["capacity"]
         )
-        for runner in orchestrator["runners"]
+        for runner in orchestrator.get("runners", [])
     }
 
 

@@ -19,7 +19,7 @@ async def bases(orchestrator: Orchestrator) -> dict[str, str]:
         (known,) = await response.json()
     return {
         runner["app"].partition("/")[0]: urlsplit(runner["url"]).path
-        for runner in known["runners"]
+        for runner in known.get("runners", [])
         if not runner["app"].startswith(PIPELINE) or runner["app"] == f"{PIPELINE}/{TINY}"
     }
 

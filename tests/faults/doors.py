@@ -48,4 +48,6 @@ async def _runners(orchestrator: aiohttp.ClientSession) -> list[dict[str, Any]]:
     """Those of the model that the orchestrator would send requests to."""
     async with orchestrator.get("/discovery") as response:
         (known,) = await response.json()
-    return [runner for runner in known["runners"] if runner["app"] == f"{PIPELINE}/{MODEL_ID}"]
+    return [
+        runner for runner in known.get("runners", []) if runner["app"] == f"{PIPELINE}/{MODEL_ID}"
+    ]
