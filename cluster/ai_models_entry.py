@@ -8,6 +8,7 @@ A token appears in no message, and neither does a url: it may be a token in the 
 import json
 import re
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 from pydantic import (
@@ -134,7 +135,7 @@ class _Flags(BaseModel):
 class _Entry(BaseModel):
     """Every field of an entry, under its name in the file."""
 
-    model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
+    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
 
     pipeline: str
     url: Annotated[str, AfterValidator(_base_url)] = ""  # before model_id, whose rule needs it
@@ -201,7 +202,8 @@ class _Entry(BaseModel):
 
     def resolve(self) -> tuple[AIModel, list[str]]:
         """Returns the model and what was set aside on the way to it."""
-        warnings = [
+        warnings = self._misspelt()
+        warnings += [
             f"optimization_flags: {json.dumps(name)} is not known here (SFAST and DEEPCACHE are), "
             "ignored"
             for name in self.optimization_flags.model_extra or ()
@@ -235,6 +237,14 @@ class _Entry(BaseModel):
             ray=ray,
         )
         return model, warnings
+
+    def _misspelt(self) -> list[str]:
+        """Warns of fields that look like known ones. Others are ignored, as in go-livepeer."""
+        return [
+            f"{json.dumps(name)} is ignored; is {json.dumps(meant[0])} meant?"
+            for name in self.model_extra or ()
+            if (meant := get_close_matches(name, _Entry.model_fields, n=1, cutoff=0.75))
+        ]
 
     def _flags(self, warnings: list[str]) -> OptimizationFlags:
         """Drops the flags that the reference does not apply either (ai/worker/docker.go)."""

@@ -86,6 +86,14 @@ def test_nothing_that_a_worker_serves(write: Write) -> None:
     ]
 
 
+def test_a_misspelt_field_is_named_and_a_comment_is_not(write: Write) -> None:
+    models = load_ai_models(write([entry(capcity=4, comment="for the weekend")]))
+    assert models.models[0].capacity == 1
+    assert warnings(models) == [
+        'entry 1 (text-to-image org/name): "capcity" is ignored; is "capacity" meant?'
+    ]
+
+
 def test_what_does_not_apply_is_ignored_with_a_warning(write: Write) -> None:
     models = load_ai_models(
         write([entry(token=TOKEN), entry(model_id="b", url="http://h", ray={"num_gpus": 2})])
