@@ -135,11 +135,13 @@ async def open_stream(
     tunnel = await open_tunnel(address)
     channel = _channel(peer, tunnel.target)
     try:
+        # Not before: a call that waited for its connection may be sent after one that did not,
+        # and then the round trip says nothing (once in a thousand times, on a busy machine).
+        await _connected(channel, peer)
         call = AIWorkerStub(channel).RegisterAIWorker(request)
         jobs = _Jobs(peer=peer, on_job=on_job)
         reader = asyncio.create_task(jobs.read(call))
         try:
-            await _connected(channel, reader, peer)
             if known:
                 await _round_trip(channel)
             else:
@@ -166,19 +168,18 @@ def _channel(peer: Peer, target: str) -> grpc.aio.Channel:
     )
 
 
-async def _connected(channel: grpc.aio.Channel, reader: "asyncio.Task[None]", peer: Peer) -> None:
-    """Returns when the connection is up, or the call has ended."""
-    ready = asyncio.create_task(channel.channel_ready())
+async def _connected(channel: grpc.aio.Channel, peer: Peer) -> None:
+    """Returns when the connection is up, or has failed: the next call tells why."""
     try:
-        await asyncio.wait(
-            {ready, reader}, timeout=CONNECT_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
-        )
-        if not ready.done() and not reader.done():
-            raise OrchestratorUnreachable(
-                f"{peer.address} accepts connections and does not speak gRPC"
-            )
-    finally:
-        ready.cancel()
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            state = channel.get_state(try_to_connect=True)
+            while state in (grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING):
+                await channel.wait_for_state_change(state)
+                state = channel.get_state(try_to_connect=True)
+    except TimeoutError:
+        raise OrchestratorUnreachable(
+            f"{peer.address} accepts connections and does not speak gRPC"
+        ) from None
 
 
 async def _round_trip(channel: grpc.aio.Channel) -> None:

@@ -6,8 +6,10 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import aiohttp
+import grpc
 import pytest
 
 from cluster.bridge.address import Address
@@ -16,6 +18,7 @@ from cluster.bridge.stream import LAST_JOBS_S, open_stream
 from cluster.capacity import Capacity
 from cluster.loopback import LoopbackOrchestrator, Worker
 from cluster.protocol import lp_rpc_pb2 as pb
+from cluster.protocol.lp_rpc_pb2_grpc import AIWorkerStub
 from tests.cluster.bridge.conftest import (
     SECRET,
     Ask,
@@ -87,6 +90,45 @@ async def test_a_hundred_changes_under_load_lose_no_job(monkeypatch: pytest.Monk
     assert statuses[200] > CHANGES
     assert (orchestrator.faults, orchestrator.late) == ([], [])
     assert all(record.delivered for record in bridge.records)
+
+
+async def test_nothing_overtakes_a_registration(
+    orchestrator: LoopbackOrchestrator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # gRPC sends calls in their order only where none of them waits for the connection.
+    begun_on = []
+
+    def stub(channel: grpc.aio.Channel) -> AIWorkerStub:
+        begun_on.append(channel.get_state())
+        return AIWorkerStub(channel)
+
+    monkeypatch.setattr("cluster.bridge.stream.AIWorkerStub", stub)
+    async with running(address(orchestrator), capacity(a=2)) as bridge:
+        await until_advertised(orchestrator, capacity(a=2))
+        bridge.capacities.put_nowait(capacity(a=1))
+        await until_advertised(orchestrator, capacity(a=1))
+    assert begun_on == [grpc.ChannelConnectivity.READY] * 2
+
+
+async def test_whose_turn_a_shared_card_is_concerns_no_remote_worker() -> None:
+    def in_turn(slots: Capacity, *, shared: int) -> Capacity:
+        return Capacity(
+            models={key: replace(it, shared=shared) for key, it in slots.models.items()}
+        )
+
+    async with (
+        LoopbackOrchestrator(secret=SECRET) as orchestrator,
+        running(address(orchestrator), in_turn(capacity(a=2), shared=2)) as bridge,
+    ):
+        await until_advertised(orchestrator, capacity(a=2))
+        (first,) = orchestrator.workers
+        bridge.capacities.put_nowait(in_turn(capacity(a=2), shared=0))
+        bridge.capacities.put_nowait(in_turn(capacity(a=2), shared=2))
+        # Growth is one stream more, and the first is left alone.
+        bridge.capacities.put_nowait(in_turn(capacity(a=3), shared=3))
+        await until_advertised(orchestrator, capacity(a=3))
+        assert first in orchestrator.workers
+        assert len(orchestrator.workers) == 2
 
 
 @asynccontextmanager
