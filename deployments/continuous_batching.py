@@ -58,7 +58,6 @@ class ContinuousBatching(Engine):
         generation = deepcopy(model.generation_config)
         if generation.eos_token_id is None:
             generation.eos_token_id = end_token
-        ends = generation.eos_token_id
         # A request may set only what the engine was started with, and a value that does
         # nothing counts as not set.
         generation.do_sample = True
@@ -80,7 +79,7 @@ class ContinuousBatching(Engine):
         super().__init__(
             context_tokens=int(min(trained, fits)),
             vocabulary=text_config.vocab_size,
-            end_tokens=frozenset(ends if isinstance(ends, list) else [ends]) - {None},
+            end_tokens=generation.eos_token_id,
         )
         self._cancelled_at: deque[float] = deque()
         self._closing = threading.Event()

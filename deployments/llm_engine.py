@@ -107,13 +107,16 @@ class Engine(ABC):
     Args:
         context_tokens: prompt and answer of one request together.
         vocabulary: how many tokens the model scores.
-        end_tokens: those that end an answer.
+        end_tokens: those that end an answer, as a generation_config.json has them.
     """
 
-    def __init__(self, *, context_tokens: int, vocabulary: int, end_tokens: frozenset[int]) -> None:
+    def __init__(
+        self, *, context_tokens: int, vocabulary: int, end_tokens: Sequence[int] | int | None
+    ) -> None:
         self.context_tokens = context_tokens
         self.vocabulary = vocabulary
-        self.end_tokens = end_tokens
+        ends = [end_tokens] if end_tokens is None or isinstance(end_tokens, int) else end_tokens
+        self.end_tokens = frozenset(token for token in ends if token is not None)
         self._lock = threading.Lock()
         self._mailboxes: dict[str, Mailbox] = {}
         self._fault: str | None = None

@@ -101,11 +101,10 @@ class VLLMEngine(Engine):
             )
         )
         config = self._llm.model_config
-        ends = config.try_get_generation_config().get("eos_token_id", end_token)
         super().__init__(
             context_tokens=config.max_model_len,
             vocabulary=config.get_vocab_size(),
-            end_tokens=frozenset(ends if isinstance(ends, list) else [ends]) - {None},
+            end_tokens=config.try_get_generation_config().get("eos_token_id", end_token),
         )
         self._question_at: float | None = None
         opened = Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]()
