@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -29,7 +29,6 @@ def fast(image: NDArray[np.uint8]) -> bytes:
 
 
 @pytest.mark.parametrize("encode", [fast, pillow_png_bytes])
-@settings(deadline=None)
 @given(image=IMAGES)
 def test_nothing_is_lost(
     encode: Callable[[NDArray[np.uint8]], bytes], image: NDArray[np.uint8]

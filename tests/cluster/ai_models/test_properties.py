@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cluster.ai_models import AIModels, ModelKey, format_table, load_ai_models
@@ -18,8 +18,6 @@ from cluster.ai_models_entry import parse_entry
 from cluster.ai_models_source import SHORT_FORM
 from cluster.errors import AIModelsError
 from deployments.registry import PIPELINES
-
-unhurried = settings(deadline=None)  # other work on the machine is no failure
 
 TOKEN = "tok-3f9a1c"
 
@@ -101,7 +99,6 @@ def outcome(document: object) -> tuple[str, Sequence[str]]:
     return "\n".join((format_table(models), repr(models), *models.warnings)), ()
 
 
-@unhurried
 @given(anything | st.lists(near_entries, max_size=4) | st.lists(near_valid, max_size=5))
 def test_any_json_is_models_or_problems(document: object) -> None:
     text, problems = outcome(document)
@@ -109,7 +106,6 @@ def test_any_json_is_models_or_problems(document: object) -> None:
     text.encode("utf-8")  # no lone surrogates: it can be printed
 
 
-@unhurried
 @given(st.binary() | st.text().map(str.encode))
 @example(b"\xef\xbb\xbf[]")
 def test_any_bytes_are_models_or_problems(data: bytes) -> None:
@@ -117,7 +113,6 @@ def test_any_bytes_are_models_or_problems(data: bytes) -> None:
         load_bytes(data)
 
 
-@unhurried
 @given(st.text() | st.lists(st.text(alphabet="ab/:,~.\0", max_size=9)).map(":".join))
 @example(SHORT_FORM)
 @example("~\0")
@@ -127,7 +122,6 @@ def test_any_source_is_models_or_problems(source: str) -> None:
         load_ai_models(source)
 
 
-@unhurried
 @given(st.lists(near_valid | near_entries, min_size=1, max_size=5))
 def test_tokens_are_never_shown(document: list[dict[str, Any]]) -> None:
     # Under every field it is checked that the message does not hold what stands in another.
@@ -145,7 +139,6 @@ valid_entries = st.fixed_dictionaries(
 )
 
 
-@unhurried
 @given(st.lists(valid_entries, min_size=1, max_size=12))
 def test_capacity_and_order_are_kept(document: list[dict[str, Any]]) -> None:
     def place(entry: dict[str, Any]) -> tuple[ModelKey, str | None]:
@@ -161,7 +154,6 @@ def test_capacity_and_order_are_kept(document: list[dict[str, Any]]) -> None:
     assert [(model.key, model.url) for model in models] == list(dict.fromkeys(map(place, document)))
 
 
-@unhurried
 @given(
     st.dictionaries(
         st.from_regex(r"[A-Za-z0-9]{1,8}(/[A-Za-z0-9]{1,8})?", fullmatch=True),
@@ -179,7 +171,6 @@ def test_the_short_form_says_what_the_file_says(warm_of: dict[str, tuple[str, bo
     assert load_ai_models(short).models == load(document).models
 
 
-@unhurried
 @given(
     st.text(alphabet="aZ09_-./gité", min_size=1, max_size=12) | st.from_regex(r"a{94,98}/b{94,98}")
 )

@@ -156,7 +156,10 @@ async def a_long_way_from(port: int, *, delay_s: float) -> AsyncIterator[int]:
         yield server.sockets[0].getsockname()[1]
 
 
-async def test_jobs_that_cross_the_farewell_are_taken(orchestrator: LoopbackOrchestrator) -> None:
+async def test_jobs_that_cross_the_farewell_are_taken(
+    orchestrator: LoopbackOrchestrator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.bridge.stream.LAST_JOBS_S", LAST_JOBS_S)
     jobs: asyncio.Queue[Job] = asyncio.Queue()
     request = pb.RegisterAIWorkerRequest(
         secret=SECRET, capabilities=pb.Capabilities(version="0.9.1")

@@ -73,7 +73,6 @@ def test_no_request_is_a_fault_of_ours(
     @given(case=st.one_of([operation.as_strategy(generation_mode=mode) for mode in modes]))
     @settings(
         max_examples=EXAMPLES,
-        deadline=None,
         derandomize=True,
         database=None,
         suppress_health_check=list(HealthCheck),
