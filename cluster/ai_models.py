@@ -9,7 +9,6 @@ It is read once, at the edge: past `load_ai_models` nobody sees the file's own f
 
 import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from cluster.ai_models_entry import ParsedEntry, parse_entry
@@ -19,7 +18,6 @@ from cluster.errors import AIModelsError
 from deployments.registry import PIPELINES
 
 __all__ = [
-    "DEFAULT_AI_MODELS",
     "AIModel",
     "AIModels",
     "ModelKey",
@@ -29,7 +27,6 @@ __all__ = [
     "load_ai_models",
 ]
 
-DEFAULT_AI_MODELS = Path("~/.lpData/aiModels.json")
 """go-livepeer's data directory; `load_ai_models` expands the `~`."""
 
 _ONE_VALUE = {"token": "token", "flags": "optimization_flags", "ray": "ray"}

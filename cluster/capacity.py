@@ -24,9 +24,6 @@ INTERVAL_S = 0.5
 """Between two looks at Serve, of 6 ms each in its controller. Long polling, which Serve has for
 its own proxies, would notice a change 0.25 s earlier on average and is a private API."""
 
-AT_WORK = frozenset({"RUNNING", "PENDING_MIGRATION"})
-"""Serve's states of a replica that it gives requests to."""
-
 FAILED = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
 
 
@@ -39,7 +36,7 @@ class ModelStatus:
     message: str = ""
     """Why it failed, when it failed."""
     running: int = 0
-    """Replicas that take requests: those in a state of `AT_WORK`."""
+    """Replicas that take requests: those `AT_WORK` (deployments.replica_states)."""
     rebuilding: bool = False
     """For a moment the application does not show what runs: see `REBUILD_S`."""
     replicas: frozenset[tuple[str, str]] = field(default_factory=frozenset)

@@ -24,7 +24,7 @@ import ray
 from cluster import logs, serve_client
 from cluster.ai_models_watch import LOOK_S, AIModelsWatch
 from cluster.errors import ClusterUnreachable, ConfigError
-from cluster.http_api import TOKENS_VARIABLE, add_http_flags, http_settings
+from cluster.http_api import add_http_flags, http_settings
 from cluster.reconcile import Reconciler
 from cluster.settings import (
     EXIT_CONFIG,
@@ -52,8 +52,6 @@ def main() -> int:
     add_cluster_flags(parser)
     add_http_flags(parser)
     arguments = parser.parse_args()
-    # A local Ray cluster hands our environment on to every replica.
-    os.environ.pop(TOKENS_VARIABLE, None)
     logs.configure(as_json=arguments.log_json)
     try:
         watch = AIModelsWatch(arguments.ai_models, last_good=arguments.last_good)

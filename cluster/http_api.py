@@ -14,7 +14,7 @@ from typing import Any
 
 from cluster.errors import ConfigError
 from cluster.placement import Served
-from cluster.settings import ENVIRONMENT_PREFIX, add_flag, existing_file, listen_address
+from cluster.settings import add_flag, existing_file, listen_address
 from deployments.ingress.config import (
     APP,
     DEPLOYMENT,
@@ -26,8 +26,6 @@ from deployments.ingress.config import (
 
 LISTEN = "127.0.0.1:8000"
 """ai-runner's port. Only this machine, for there is no token yet."""
-
-TOKENS_VARIABLE = f"{ENVIRONMENT_PREFIX}HTTP_TOKENS"
 
 KEEP_ALIVE_S = 120
 """For a connection without a request. go-livepeer keeps one for 90 s: it closes first, and never

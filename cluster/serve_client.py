@@ -26,14 +26,15 @@ from ray.serve.schema import ServeDeploySchema
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.ai_models import AIModel, ModelKey
-from cluster.capacity import AT_WORK, ModelStatus
+from cluster.capacity import ModelStatus
 from cluster.cold import Scaling, room_beside_the_warm
 from cluster.errors import ClusterUnreachable, ConfigError
 from cluster.http_api import HTTPSettings, is_taken
 from cluster.placement import Room
 from cluster.serve_config import app_name
-from cluster.settings import host_port
+from cluster.settings import host_port, without_secrets
 from deployments.model_args import DEPLOYMENT
+from deployments.replica_states import AT_WORK
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +122,9 @@ def start_local() -> None:
     # Ray runs its workers at nice 15, so that whatever else the machine does starves the
     # replicas: at 8 jobs at once an answer took 1.2 to 2.2 times as long (benchmarks/overhead).
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # It hands our environment on to every replica.
+    for name in os.environ.keys() - without_secrets().keys():
+        del os.environ[name]
     ray.init(
         address="local",
         namespace="serve",

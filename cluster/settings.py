@@ -12,6 +12,9 @@ from cluster.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "LIVEPEER_RAY_"
 
+TOKENS_VARIABLE = f"{ENVIRONMENT_PREFIX}HTTP_TOKENS"
+"""The bearer tokens of the HTTP API."""
+
 EXIT_CONFIG = 2
 """Something that the operator has to change: flags, environment, aiModels.json."""
 
@@ -20,8 +23,8 @@ EXIT_INVALID_SECRET = 3
 EXIT_NO_CLUSTER = 4
 """No Ray cluster; it may be restarting, so trying again can help."""
 
-DEFAULT_MODELS_DIR = "~/.lpData/models"
-"""Where go-livepeer keeps models, so that an operator's existing downloads are found."""
+DEFAULT_AI_MODELS, DEFAULT_MODELS_DIR = "~/.lpData/aiModels.json", "~/.lpData/models"
+"""Where go-livepeer has both, so that an operator's existing file and downloads are found."""
 
 DRAIN_TIMEOUT_S = 600.0
 """As long as a replica that leaves is given for its jobs (deployments.app)."""
@@ -64,7 +67,7 @@ def add_models_flags(parser: argparse.ArgumentParser) -> None:
     add_flag(
         parser,
         "--ai-models",
-        default="~/.lpData/aiModels.json",
+        default=DEFAULT_AI_MODELS,
         help="aiModels.json, or pipeline:model_id:warm,...",
     )
 
@@ -215,3 +218,9 @@ def seconds(flag: str, value: str, *, minimum_s: float) -> float:
     if not minimum_s <= number < 86_400:
         raise ConfigError(f"{flag}: want seconds, at least {minimum_s:g}, got {value!r}")
     return number
+
+
+def without_secrets() -> dict[str, str]:
+    """This process' environment for another one, which is given those secrets that it needs."""
+    private = (f"{ENVIRONMENT_PREFIX}ORCH_", TOKENS_VARIABLE)
+    return {name: value for name, value in os.environ.items() if not name.startswith(private)}

@@ -7,13 +7,10 @@ where no bridge answers.
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from cluster.capacity import AT_WORK
 from cluster.serve_config import model_of
 from cluster.supply import gpu_node
 from deployments.model_args import DEPLOYMENT
-
-STARTING = frozenset({"STARTING", "RECOVERING", "UPDATING"})
-"""Serve's states of a replica that will run."""
+from deployments.replica_states import AT_WORK, COMING
 
 Document = dict[str, Any]
 
@@ -66,7 +63,7 @@ def _model(name: str, application: Mapping[str, Any]) -> Document | None:
             "warm": bool(scaling["min_replicas"] if scaling else config["num_replicas"]),
             "wanted": deployment["target_num_replicas"],
             "running": running,
-            "starting": sum(state in STARTING for state in states),
+            "starting": sum(state in COMING for state in states),
             "slots": running * config["max_ongoing_requests"],
         }
     return found

@@ -12,7 +12,6 @@ deployer, with the local cluster that those jobs run on.
 import asyncio
 import json
 import logging
-import os
 import signal
 import sys
 import tempfile
@@ -26,13 +25,13 @@ from cluster import logs
 from cluster.ai_models import load_ai_models
 from cluster.bridge.bridge import LAST_ANSWERS_S
 from cluster.bridge_settings import BridgeSettings
-from cluster.http_api import TOKENS_VARIABLE
 from cluster.settings import (
-    ENVIRONMENT_PREFIX,
     EXIT_CONFIG,
     EXIT_INVALID_SECRET,
     EXIT_NO_CLUSTER,
+    TOKENS_VARIABLE,
     Device,
+    without_secrets,
 )
 from cluster.supervised import READ_AGAIN
 from cluster.supply import autoscaler_most
@@ -213,7 +212,7 @@ class _Supervisor:
             *arguments,
             stdin=PIPE,
             stdout=stdout,
-            env={**_without_secrets(), **(environment or {})},
+            env={**without_secrets(), **(environment or {})},
             start_new_session=True,
         )
         self._children.add(process)
@@ -254,12 +253,3 @@ class _Pauses:
         await asyncio.sleep(self._pause_s)
         self._pause_s = min(self._pause_s * 2, RESTART_MAX_S)
         self._since = clock()
-
-
-def _without_secrets() -> dict[str, str]:
-    """Our environment for a child, which is given those secrets that it needs.
-
-    A local Ray cluster hands its environment on to every replica.
-    """
-    private = (f"{ENVIRONMENT_PREFIX}ORCH_", TOKENS_VARIABLE)
-    return {name: value for name, value in os.environ.items() if not name.startswith(private)}

@@ -9,6 +9,7 @@ from ray.serve.schema import ApplicationStatus
 
 from deployments.ingress.served import Seen
 from deployments.model_args import DEPLOYMENT
+from deployments.replica_states import AT_WORK, COMING
 
 logger = logging.getLogger("ray.serve")
 
@@ -16,8 +17,6 @@ INTERVAL_S = 0.5
 """Between two looks, of 20 ms each in a thread."""
 
 FAILED = frozenset({ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY})
-
-COMING = ("STARTING", "UPDATING", "RECOVERING")
 
 
 async def watch(
@@ -56,7 +55,7 @@ def applications() -> dict[str, Seen]:
         # Declared as an enum's members, and text where the state has come from the controller.
         states = {str(getattr(state, "value", state)): n for state, n in replicas.items()}
         seen[name] = Seen(
-            running=states.get("RUNNING", 0),
+            running=sum(states.get(state, 0) for state in AT_WORK),
             starting=sum(states.get(state, 0) for state in COMING),
             failed=application.status in FAILED,
             rebuilding=deployment is None and application.status == ApplicationStatus.DEPLOYING,

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.ai_models import DEFAULT_AI_MODELS, AIModel, load_ai_models
+from cluster.ai_models import AIModel, load_ai_models
 from cluster.commands import validate
 from cluster.errors import AIModelsError
+from cluster.settings import DEFAULT_AI_MODELS
 from tests.cluster.ai_models.reading import TOKEN, Write, entry, problems
 
 
@@ -77,12 +78,12 @@ def test_home_is_expanded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert validate.run(str(DEFAULT_AI_MODELS)) == 2
+    assert validate.run(DEFAULT_AI_MODELS) == 2
     assert f"{tmp_path}/.lpData/aiModels.json: no such file" in capsys.readouterr().err
 
     (tmp_path / ".lpData").mkdir()
     (tmp_path / ".lpData" / "aiModels.json").write_text(json.dumps([entry()]))
-    models = load_ai_models(DEFAULT_AI_MODELS)
+    models = load_ai_models(Path(DEFAULT_AI_MODELS))
     assert models.source == f"{tmp_path}/.lpData/aiModels.json"
     assert load_ai_models("~/.lpData/aiModels.json") == models
 

@@ -151,6 +151,11 @@ def overview(
             overview(ApplicationStatus.DEPLOYING, {"STARTING": 1, "STOPPING": 1}),
             Seen(starting=1),
         ),
+        # It works until its successor on another node does.
+        (
+            overview(ApplicationStatus.RUNNING, {"PENDING_MIGRATION": 1, "STARTING": 1}),
+            Seen(running=1, starting=1),
+        ),
         (overview(ApplicationStatus.DEPLOYING, None), Seen(rebuilding=True)),
         (overview(ApplicationStatus.DEPLOY_FAILED, {}), Seen(failed=True)),
         (overview(ApplicationStatus.UNHEALTHY, {"RUNNING": 1}), Seen(running=1, failed=True)),
