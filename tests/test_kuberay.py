@@ -6,6 +6,7 @@ The rules are those of KubeRay's custom resource definition and of the pods that
 
 import json
 import re
+from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from cluster.ai_models import load_ai_models
+from cluster.bridge.bridge import LAST_ANSWERS_S
+from cluster.bridge_settings import GRACE_S, add_bridge_flags
 from cluster.placement import Supply, place
 from cluster.serve_config import on_ray, serve_config
 from cluster.supply import autoscaler_most
@@ -98,6 +101,16 @@ def test_the_bridge_is_on_the_head_and_may_talk_to_it() -> None:
         f"{mounts(BRIDGE)['secret']}/{secret['path']}"
     )
     assert environment["LIVEPEER_RAY_AI_MODELS"]["value"] == f"{mounts(BRIDGE)['config']}/{NAME}"
+
+
+def test_the_bridge_has_time_for_its_jobs_and_keeps_its_journal() -> None:
+    patience_s = HEAD["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert patience_s > GRACE_S + LAST_ANSWERS_S + 10
+    parser = ArgumentParser()
+    add_bridge_flags(parser)
+    # A volume outlives the container. Ray's image has this home.
+    journal = parser.parse_args([]).state_dir.replace("~", "/home/ray")
+    assert journal == mounts(BRIDGE)["state"]
 
 
 (NAME,) = CONFIG_MAP["data"]
