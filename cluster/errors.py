@@ -3,7 +3,8 @@
     LivepeerRayError                      deployments/errors.py
     ├── ReplicaError                      raised in a replica; .http_status
     │   ├── BadRequest                      400
-    │   │   └── UnsupportedMedia            415
+    │   │   ├── UnsupportedMedia            415
+    │   │   └── OutOfMemory                 with all of its GPU's memory
     │   ├── InferenceFailed                 500
     │   └── ReplicaBroken                   503
     ├── Refused                           deployments/ingress/errors.py; .http_status
@@ -31,6 +32,8 @@
     │   └── ReportedError                   in the middle of a stream
     ├── ClusterUnreachable                no Ray cluster; exit status 4, worth another try
     ├── DownloadFailed                    a model that could not be fetched
+    ├── BenchFailed                       `livepeer-ray bench` has no figures
+    ├── ProgramFailed                     a process of ours that was started and does not work
     └── RegistrationError                 this attempt to register failed; retried unless fatal
         ├── OrchestratorUnreachable
         ├── OrchestratorRefused             the stream was ended without a word

@@ -36,6 +36,10 @@ class UnsupportedMedia(BadRequest):
     http_status: ClassVar[int] = 415
 
 
+class OutOfMemory(BadRequest):
+    """A request that is too large for this GPU even when it has all of its memory."""
+
+
 class InferenceFailed(ReplicaError):
     """The model raised, or ran out of memory; another replica may fare better."""
 

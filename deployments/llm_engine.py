@@ -127,11 +127,6 @@ class Engine(ABC):
         return self._fault
 
     @property
-    def running(self) -> int:
-        """Requests that are waited for."""
-        return len(self._mailboxes)
-
-    @property
     @abstractmethod
     def late_s(self) -> float:
         """How long it has owed something that takes it a moment; 0 while it owes nothing."""

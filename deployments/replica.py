@@ -28,9 +28,9 @@ from typing import Generic, TypeVar
 from deployments.after_failure import probe_device, without_frames
 from deployments.batching import Share, Waiting, WaitingLine
 from deployments.errors import (
-    BadRequest,
     InferenceFailed,
     LivepeerRayError,
+    OutOfMemory,
     ReplicaBroken,
     ReplicaError,
 )
@@ -59,10 +59,6 @@ large image on a slow device, takes a fraction of this."""
 RequestT = TypeVar("RequestT", bound=Request)
 RawT = TypeVar("RawT")
 ResultT = TypeVar("ResultT", bound=Result)
-
-
-class OutOfMemory(BadRequest):
-    """A request that is too large for this GPU even when it has all of its memory."""
 
 
 class Replica(ABC, Generic[RequestT, RawT, ResultT]):

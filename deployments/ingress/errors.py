@@ -68,6 +68,10 @@ class Overloaded(Refused):
         super().__init__(f"insufficient capacity: {why}")
 
 
+class ReplicaGone(Overloaded):
+    """The replica went away under the request, which another one can run."""
+
+
 def error_response(
     request: Request, status: int, message: str, headers: Mapping[str, str] | None = None
 ) -> Response:

@@ -23,7 +23,7 @@ from deployments.errors import InferenceFailed, ReplicaBroken, ReplicaError
 from deployments.handle_calls import ModelHandle
 from deployments.hardware import GPU
 from deployments.ingress.config import ServedModel
-from deployments.ingress.errors import Overloaded, Refused
+from deployments.ingress.errors import Overloaded, Refused, ReplicaGone
 from deployments.replica import DEADLINE_S
 from deployments.schemas.base import Chunk, Request, Result
 
@@ -39,10 +39,6 @@ DEATHS = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError, Worke
 
 FACTS_TIMEOUT_S = 3.0
 """For the replicas to tell their GPUs, for which go-livepeer waits 5 s."""
-
-
-class ReplicaGone(Overloaded):
-    """The replica went away under the request, which another one can run."""
 
 
 class Runner(Protocol):

@@ -54,10 +54,10 @@ async def test_requests_share_the_engine(replica: LLMReplica) -> None:
     for stream in streams:
         await anext(stream)
     # All three have begun, so none of them waits for another to end.
-    assert replica._engine.running == 3
+    assert len(replica._engine._mailboxes) == 3
     for stream in streams:
         await stream.aclose()
-    assert replica._engine.running == 0
+    assert not replica._engine._mailboxes
 
 
 async def test_the_answers_form_and_its_count(replica: LLMReplica) -> None:
@@ -129,12 +129,12 @@ async def test_a_reader_that_goes_away_frees_its_slot(replica: LLMReplica) -> No
     await stream.aclose()
     await idle(replica)
     running = asyncio.create_task(replica.run(chat(max_tokens=2000)))
-    while not replica._engine.running:
+    while not replica._engine._mailboxes:
         await asyncio.sleep(0.01)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     assert running.cancelled()
-    assert replica._engine.running == 0
+    assert not replica._engine._mailboxes
     await idle(replica)
     await replica.check_health()
 

@@ -11,8 +11,8 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from deployments.errors import BadRequest, InferenceFailed, ReplicaBroken
-from deployments.ingress.errors import Overloaded
-from deployments.ingress.runner import HandleRunner, ReplicaGone, as_refusal
+from deployments.ingress.errors import Overloaded, ReplicaGone
+from deployments.ingress.runner import HandleRunner, as_refusal
 from deployments.schemas.base import Completed
 from deployments.schemas.image_to_text import ImageToTextRequest, ImageToTextResult
 from tests.deployments.ingress.standin import gpu, served
