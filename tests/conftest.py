@@ -16,10 +16,13 @@ settings.register_profile("unhurried", deadline=None, suppress_health_check=[Hea
 settings.load_profile("unhurried")
 
 
+LOGGERS = (None, "cluster", "ray.serve", "ray._private.authentication")
+
+
 @pytest.fixture(autouse=True)
 def _logging_as_it_was() -> Iterator[None]:
     """Undoes `cluster.logs.configure`, which commands call: for the process that they are."""
-    loggers = [logging.getLogger(name) for name in (None, "cluster", "ray.serve")]
+    loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     yield
     for logger, level in zip(loggers, levels, strict=True):

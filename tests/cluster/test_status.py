@@ -167,9 +167,12 @@ def answering(body: bytes) -> Iterator[tuple[str, int]]:
         def log_message(self, *_: object) -> None: ...
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield "127.0.0.1", server.server_port
-        server.shutdown()
+        serving = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        serving.start()
+        try:
+            yield "127.0.0.1", server.server_port
+        finally:
+            server.shutdown()
 
 
 @pytest.mark.parametrize(

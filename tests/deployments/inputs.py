@@ -85,7 +85,7 @@ async def steps_after_cancelling(
 
     monkeypatch.setattr(replica, "infer", observed)
     running = asyncio.create_task(replica.run(request))
-    await asyncio.to_thread(stepped.wait, PATIENCE_S)
+    assert await asyncio.to_thread(stepped.wait, PATIENCE_S)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
@@ -96,7 +96,7 @@ async def steps_after_cancelling(
 
 
 class Observed(Replica[Any, Any, Any]):
-    """Before a replica's class: counts its looks whether it is cancelled, and holds it at one."""
+    """The first of two bases: counts the other's looks whether to stop, and holds it at one."""
 
     def __init__(self, *, args: ModelArgs) -> None:
         self.looks = 0
@@ -123,11 +123,13 @@ class Observed(Replica[Any, Any, Any]):
         self._held.clear()
         self._go_on.clear()
         running = asyncio.create_task(self.run(request))
-        await asyncio.to_thread(self._held.wait, PATIENCE_S)
-        running.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await running
-        self._go_on.set()
+        try:
+            assert await asyncio.to_thread(self._held.wait, PATIENCE_S)
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+        finally:
+            self._go_on.set()
+            self._hold_at = 0
         await self.vitals()  # the model thread comes to it when it is done with the request
-        self._hold_at = 0
         return self.looks

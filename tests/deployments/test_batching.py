@@ -1,6 +1,7 @@
 """Requests that wait at the same time and agree are computed as one; each gets what is its own."""
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from deployments.registry import PIPELINES
 from deployments.schemas.base import Request
 from deployments.schemas.image_to_image import ImageToImageRequest
 from deployments.time_left import TimeLeft
-from tests.deployments.conftest import TINY_SD, ObservedReplica, pixels, request
+from tests.deployments.conftest import PATIENCE_S, TINY_SD, ObservedReplica, pixels, request
 from tests.deployments.inputs import load, photo, png
 from tests.deployments.test_replica import holding
 
@@ -128,19 +129,23 @@ async def test_one_that_is_cancelled_leaves_the_others_theirs(replica: ObservedR
 
 async def test_when_nobody_waits_for_any_of_them_it_stops(replica: ObservedReplica) -> None:
     asked = [request(prompt, num_inference_steps=50) for prompt in "ab"]
-    first = asyncio.create_task(replica.run(request("first")))
+    held = await holding(replica)
     tasks = [asyncio.create_task(replica.run(one)) for one in asked]
-    await first
-    replica.go_on.clear()
+    await asyncio.sleep(0)
+    held.cancel()
+    await asyncio.gather(held, return_exceptions=True)
+    # The held one ends here; theirs is held at its first step in turn.
     replica.stepped.clear()
-    await asyncio.to_thread(replica.stepped.wait)
-    steps = replica.steps
+    first_gate, replica.go_on = replica.go_on, threading.Event()
+    first_gate.set()
+    assert await asyncio.to_thread(replica.stepped.wait, PATIENCE_S)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     replica.go_on.set()
     await replica.run(request("last"))
-    assert replica.steps - steps < 10
+    assert replica.prompts == ["held", "a", "b", "last"]
+    assert replica.steps < 10
 
 
 @pytest.mark.parametrize("cleans_up", [True, False])

@@ -195,7 +195,7 @@ def hanging(replica: LLMReplica) -> Iterator[threading.Event]:
 
 
 async def test_an_answer_past_its_deadline_is_stopped(replica: LLMReplica) -> None:
-    stream = replica.stream(chat(max_tokens=500), timeout_s=2.0)
+    stream = replica.stream(chat(max_tokens=500), timeout_s=5.0)
     chunks = [await anext(stream)]
     with hanging(replica):
         chunks += [chunk async for chunk in stream]

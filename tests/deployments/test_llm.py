@@ -10,6 +10,7 @@ from deployments.app import replica_class
 from deployments.detokenizer import Detokenizer
 from deployments.errors import BadRequest
 from deployments.llm import MAX_CHUNK_CHARS, LLMReplica
+from deployments.llm_engine import Progress
 from tests.deployments.chats import (
     CONTEXT_TOKENS,
     TINY_LLM,
@@ -108,7 +109,9 @@ async def test_a_stream_says_the_same(replica: LLMReplica, max_tokens: int) -> N
 async def test_tokens_that_come_while_the_reader_waits_come_together(replica: LLMReplica) -> None:
     stream = replica.stream(chat("slowly", max_tokens=60))
     await anext(stream)
-    await idle(replica)
+    (mailbox,) = replica._engine._mailboxes.values()
+    while not (isinstance(mailbox._latest, Progress) and mailbox._latest.finished):
+        await asyncio.sleep(0.01)
     rest = [chunk async for chunk in stream]
     assert len(rest) <= 2
     assert rest[-1].usage.completion_tokens == 60

@@ -23,14 +23,16 @@ subprocess.run([sys.executable, "-c", child])
 @pytest.mark.timeout(120)
 def test_children_of_a_killed_process_end_with_it() -> None:
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as parent:
-        assert parent.stdout is not None
-        assert parent.stdout.readline() == b"here\n"
-        started = psutil.Process(parent.pid).children(recursive=True)
-        assert len(started) == 3
-        (guard,) = (process for process in started if "orphans.py" in process.cmdline()[-1])
-        while not any("psutil" in mapped.path for mapped in guard.memory_maps()):
-            time.sleep(0.1)
-        # From here it looks every few seconds, and nothing tells when it has.
-        assert psutil.wait_procs(started, timeout=3 * LOOK_S)[0] == []
-        parent.kill()
+        try:
+            assert parent.stdout is not None
+            assert parent.stdout.readline() == b"here\n"
+            started = psutil.Process(parent.pid).children(recursive=True)
+            assert len(started) == 3
+            (guard,) = (process for process in started if "orphans.py" in process.cmdline()[-1])
+            while not any("psutil" in mapped.path for mapped in guard.memory_maps()):
+                time.sleep(0.1)
+            # From here it looks every few seconds, and nothing tells when it has.
+            assert psutil.wait_procs(started, timeout=3 * LOOK_S)[0] == []
+        finally:
+            parent.kill()
     assert psutil.wait_procs(started, timeout=60)[1] == []

@@ -71,7 +71,14 @@ def ray_cluster(*, gpus: tuple[int, ...] = (0,)) -> Iterator[RayCluster]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"},
+        env={
+            **os.environ,
+            "RAY_AUTH_MODE": "token",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            # Serve kills a proxy that takes longer to start, and with it what deploys: on a busy
+            # machine this took over 15 s.
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+        },
     )
     assert process.stdout is not None
     address = process.stdout.readline().strip()

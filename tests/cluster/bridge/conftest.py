@@ -97,6 +97,21 @@ class Running:
     records: list[JobRecord] = field(default_factory=list)
 
 
+class NoRegistration:
+    """Nothing comes in; tests hand jobs to the bridge themselves."""
+
+    def announce(self, capacity: Capacity) -> None:
+        del capacity
+
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
+
+def waiting(bridge: Bridge, key: ModelKey) -> int:
+    """How many jobs wait for a slot of the model."""
+    return len(bridge._execution.admission._waiting.get(key, []))
+
+
 def capacity(**slots: int) -> Capacity:
     """`capacity(a=2)`: two slots for org/a."""
     return Capacity(

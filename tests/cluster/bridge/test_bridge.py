@@ -24,6 +24,7 @@ from tests.cluster.bridge.conftest import (
     image_result,
     registered,
     running,
+    waiting,
 )
 
 
@@ -178,20 +179,20 @@ async def test_a_model_that_goes_while_its_job_waits_is_had_elsewhere(
         bridge.backend.hold.clear()
         asked = asyncio.create_task(ask())
         await bridge.backend.wait_for_started(1)
-        waiting = asyncio.create_task(
+        in_vain = asyncio.create_task(
             orchestrator.send_job(
                 worker=orchestrator.workers[0],
                 pipeline="text-to-image",
                 request_data=b'{"request": {"prompt": "x", "model_id": "org/a"}}',
             )
         )
-        while "job 1 (text-to-image)" not in {task.get_name() for task in asyncio.all_tasks()}:
+        while not waiting(bridge.bridge, A):
             await asyncio.sleep(0.01)
         bridge.bridge.serve({B: bridge.backend})
         bridge.backend.hold.set()
         assert (await asked)[0] == 200, "what runs goes on"
         with pytest.raises(JobFailedAtTheOrchestrator, match=r"^insufficient capacity: .*org/a"):
-            await waiting
+            await in_vain
 
 
 class FailingBackend(SteeredBackend):

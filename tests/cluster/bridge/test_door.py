@@ -24,7 +24,7 @@ from cluster.bridge.results import Delivery
 from cluster.capacity import Capacity, ModelCapacity
 from cluster.errors import ConfigError, InvalidSecret, JobRejected, ReplicaLost
 from cluster.loopback import LoopbackOrchestrator
-from tests.cluster.bridge.conftest import SECRET, A, Ask, SteeredBackend, address
+from tests.cluster.bridge.conftest import SECRET, A, Ask, SteeredBackend, address, waiting
 from tests.cluster.bridge.test_event_stream import CHAT, Chat, chunk
 from tests.free_ports import free_port
 
@@ -163,7 +163,8 @@ async def test_both_doors_together_take_no_more_than_there_is(
         ]
         await worker.image.wait_for_started(3)
         # Who waits for a slot has given up before the first of them ends.
-        await asyncio.sleep(0.5)
+        while sum(task.done() for task in asked) < 9:
+            await asyncio.sleep(0.01)
         assert len(worker.image.started) == 3
         worker.image.hold.set()
         statuses = [status for status, _ in await asyncio.gather(*asked)]
@@ -185,11 +186,12 @@ async def test_who_comes_past_the_orchestrator_waits_for_a_slot(
             async with worker.http.post(url, json={"prompt": "x"}) as response:
                 return response.status
 
-        waiting = asyncio.create_task(from_another_orchestrator())
-        await asyncio.sleep(0.5)  # for a refusal, if there were one
+        outside = asyncio.create_task(from_another_orchestrator())
+        while not (outside.done() or waiting(worker.door._bridge, A)):
+            await asyncio.sleep(0.01)
         assert len(worker.image.started) == 1
         worker.image.hold.set()
-        assert await waiting == 200
+        assert await outside == 200
         assert (await inside)[0] == 200
 
 

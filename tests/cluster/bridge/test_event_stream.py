@@ -26,6 +26,7 @@ from cluster.errors import InsufficientCapacity, JobRejected
 from cluster.loopback.certificate import make_certificate
 from deployments.schemas.base import Chunk, Completed, Request, Result
 from deployments.schemas.llm import Completion, LLMChunk, LLMRequest, Usage
+from tests.cluster.bridge.conftest import NoRegistration, waiting
 
 CHAT = ModelKey("llm", "org/chat")
 PATIENCE_S = 10.0
@@ -123,16 +124,6 @@ class Orchestrator:
             yield await identify(Address("127.0.0.1", self.port))
         finally:
             await runner.cleanup()
-
-
-class NoRegistration:
-    """Nothing comes in; tests hand jobs to the bridge themselves."""
-
-    def announce(self, capacity: Capacity) -> None:
-        del capacity
-
-    async def run(self) -> None:
-        await asyncio.Event().wait()
 
 
 class Rig:
@@ -315,7 +306,8 @@ async def test_the_slot_is_held_until_the_stream_ends() -> None:
         await running.job(1)
         await running.line()
         await running.job(2)
-        await asyncio.sleep(0.1)
+        while not waiting(running.bridge, CHAT):
+            await asyncio.sleep(0.01)
         assert running.chat.open == 1, "the second waits"
         running.chat.say(chunk("", "stop"))
         assert (await running.record()).task_id == 1
@@ -373,12 +365,12 @@ async def test_a_stream_ends_at_its_jobs_deadline() -> None:
 async def test_a_stream_outlives_the_time_that_a_reply_may_take(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cluster.bridge.results.STALL_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("cluster.bridge.results.STALL_TIMEOUT_S", 1.0)
     async with rig() as running:
         running.chat.say(chunk("a"))
         await running.job()
         await running.line()
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(2.0)
         running.chat.say(chunk("", "stop"))
         assert (await running.record()).delivered
 

@@ -19,7 +19,8 @@ from cluster.loopback.server import LoopbackOrchestrator
 
 SECRET = "s3cret"
 SD, LLM = ModelKey("text-to-image", "org/sd"), ModelKey("llm", "org/chat")
-HEARTBEAT_S = 0.2
+HEARTBEAT_S = 0.5
+"""A runner expires after four: a machine that stands still for longer would look like one."""
 
 
 def capacity(**slots: int) -> Capacity:

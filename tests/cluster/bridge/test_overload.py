@@ -19,7 +19,7 @@ from cluster.bridge.job import MAX_JOB_BYTES, Job
 from cluster.bridge.peer import Peer
 from cluster.bridge.results import MAX_REFUSALS, Delivery
 from cluster.capacity import Capacity
-from tests.cluster.bridge.conftest import A, SteeredBackend, capacity
+from tests.cluster.bridge.conftest import A, NoRegistration, SteeredBackend, capacity
 
 JOBS = 10_000
 MESSAGE_BYTES = 50_000
@@ -62,18 +62,10 @@ class Orchestrator:
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield Peer(address=Address("127.0.0.1", runner.addresses[0][1], tls=False))
-        await runner.cleanup()
-
-
-class NoRegistration:
-    """The test hands jobs to the bridge itself."""
-
-    def announce(self, capacity: Capacity) -> None:
-        del capacity
-
-    async def run(self) -> None:
-        await asyncio.Event().wait()
+        try:
+            yield Peer(address=Address("127.0.0.1", runner.addresses[0][1], tls=False))
+        finally:
+            await runner.cleanup()
 
 
 async def two_slots() -> AsyncIterator[Capacity]:
@@ -116,11 +108,13 @@ async def two_slots_and_a_peer(
         )
         await asyncio.sleep(0.01)
         backend.hold.clear()
-        yield bridge, peer
-        orchestrator.answering.set()
-        backend.hold.set()
-        stop.set()
-        await running
+        try:
+            yield bridge, peer
+        finally:
+            orchestrator.answering.set()
+            backend.hold.set()
+            stop.set()
+            await running
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from cluster.errors import InvalidSecret
 from cluster.loopback import LoopbackOrchestrator
-from tests.cluster.bridge.conftest import SECRET, A, address, capacity, registered, running
+from tests.cluster.bridge.conftest import SECRET, A, address, capacity, registered, running, waiting
 
 
 async def send(orchestrator: LoopbackOrchestrator, prompt: str = "x") -> int:
@@ -49,7 +49,7 @@ async def test_one_that_takes_everything_leaves_the_others_their_share() -> None
         many = [asyncio.create_task(send(greedy, "greedy")) for _ in range(5)]
         await bridge.backend.wait_for_started(2)
         one = asyncio.create_task(send(modest, "modest"))
-        while len(bridge.bridge._execution.admission._waiting.get(A, [])) < 4:
+        while waiting(bridge.bridge, A) < 4:
             await asyncio.sleep(0.01)
         bridge.backend.hold.set()
         assert await one == 1

@@ -50,7 +50,7 @@ def test_who_has_expired_keeps_its_id_until_it_is_swept_away() -> None:
     registry.clock.now_s += 20.5
     assert registry.known() == []
     assert registry.refused(runner_id="one") == (404, "runner not found")
-    assert registry.beat()["runner_id"] != "one"
+    registry.beat()
     registry.clock.now_s += 2.5
     assert registry.beat(runner_id="one")["runner_id"] == "one"
 
