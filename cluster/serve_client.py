@@ -122,6 +122,9 @@ def start_local() -> None:
     # Ray runs its workers at nice 15, so that whatever else the machine does starves the
     # replicas: at 8 jobs at once an answer took 1.2 to 2.2 times as long (benchmarks/overhead).
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # Serve kills a proxy that takes longer to start, and with it whoever deploys: on two cores that
+    # were loading models it took over 15 s.
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     # It hands our environment on to every replica.
     for name in os.environ.keys() - without_secrets().keys():
         del os.environ[name]
