@@ -1,12 +1,17 @@
 """The file that a job works on, fetched from where the orchestrator says.
 
-Bounded in size, by the pipeline, and in time; from http and https only. The orchestrator's own
-store answers with the certificate that the job came with; any other host (an object store) must
-have an ordinary one. Redirects are not followed: an orchestrator has no reason to send any, and
-following one would let a url reach what only this machine can.
+Bounded in size, by the pipeline, and in time; from http and https only. Redirects are not
+followed: an orchestrator has no reason to send any, and following one would let a url reach what
+only this machine can.
+
+The orchestrator's own store is at its service URI (go-livepeer, cmd/livepeer/starter/starter.go),
+which need not be where we found it: that may be an address of the local network. It answers with
+the certificate that the job came with, or with an ordinary one where a proxy stands before it.
+Any other host (an object store) must have an ordinary one.
 """
 
 import ssl
+from contextlib import suppress
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
@@ -57,14 +62,23 @@ class Inputs:
         if not _is_http(url):
             raise JobRejected(f"input_url: want an http or https url, got {url[:100]!r}")
         try:
-            async with self._http.get(url, ssl=_trust(job, url), allow_redirects=False) as response:
-                if response.status != HTTPStatus.OK:
-                    raise JobFailed(f"the input file answered {response.status}")
-                return await _read(response, work.pipeline)
+            if own := _own_certificate(job, url):
+                # A server that has another one was asked for nothing yet.
+                with suppress(aiohttp.ClientConnectorCertificateError):
+                    return await _get(self._http, work, trust=own)
+            return await _get(self._http, work, trust=True)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise JobFailed(
                 f"the input file could not be fetched: {type(error).__name__}"
             ) from error
+
+
+async def _get(http: aiohttp.ClientSession, work: Work, *, trust: ssl.SSLContext | bool) -> bytes:
+    """Returns the file; of a server with such a certificate. True is any ordinary one."""
+    async with http.get(work.input_url, ssl=trust, allow_redirects=False) as response:
+        if response.status != HTTPStatus.OK:
+            raise JobFailed(f"the input file answered {response.status}")
+        return await _read(response, work.pipeline)
 
 
 async def _read(response: aiohttp.ClientResponse, pipeline: Pipeline) -> bytes:
@@ -89,9 +103,12 @@ def _is_http(url: str) -> bool:
         return False
 
 
-def _trust(job: Job, url: str) -> ssl.SSLContext | bool:
-    """The job's own certificate for its orchestrator, the ordinary authorities for others."""
-    parts = urlsplit(url)
-    address = job.peer.address
-    same = (parts.hostname, parts.port or 443) == (address.host, address.port)
-    return job.peer.tls if same and job.peer.tls else True
+def _own_certificate(job: Job, url: str) -> ssl.SSLContext | None:
+    """What trusts the job's orchestrator alone, where the url is one of its names.
+
+    Its certificate names the host of the service URI (server/cert.go). One that names somebody
+    else's host gains nothing by it: only who has its key is trusted there, and the orchestrator
+    could give us any file as it is.
+    """
+    own = urlsplit(url).hostname in (job.peer.address.host, job.peer.name.lower())
+    return job.peer.tls if own else None

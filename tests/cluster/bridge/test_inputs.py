@@ -86,15 +86,52 @@ async def test_the_orchestrators_own_certificate_is_trusted_for_its_own_files() 
         assert await inputs.fetch(job(peer), work(f"{url}/file")) == DATA
 
 
-async def test_nobody_elses_self_signed_certificate_is() -> None:
+@pytest.mark.parametrize("name", ["localhost", "LocalHost"])
+async def test_and_at_its_service_uri_wherever_it_was_dialled(name: str) -> None:
+    # An operator dials the address of his own network, and files are at the public name.
+    async with store(make_certificate(name).tls) as url, Inputs() as inputs:
+        dialled = Address.parse(url)
+        peer = await identify(dialled)
+        where = f"https://localhost:{dialled.port}/file"
+        assert await inputs.fetch(job(peer), work(where)) == DATA
+
+
+async def test_a_proxy_before_it_may_have_an_ordinary_certificate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ordinary = make_certificate("localhost")
+    monkeypatch.setattr(
+        "aiohttp.connector._SSL_CONTEXT_VERIFIED", ssl.create_default_context(cadata=ordinary.pem)
+    )
     async with (
-        store(make_certificate("127.0.0.1").tls) as url,
-        store(make_certificate("127.0.0.1").tls) as other,
+        store(make_certificate("localhost").tls) as url,
+        store(ordinary.tls) as proxy,
         Inputs() as inputs,
     ):
         peer = await identify(Address.parse(url))
+        where = f"https://localhost:{Address.parse(proxy).port}/file"
+        assert await inputs.fetch(job(peer), work(where)) == DATA
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_nobody_elses_self_signed_certificate_is(host: str) -> None:
+    async with (
+        store(make_certificate("localhost").tls) as url,
+        store(make_certificate("localhost").tls) as other,
+        Inputs() as inputs,
+    ):
+        peer = await identify(Address.parse(url))
+        where = f"https://{host}:{Address.parse(other).port}/file"
         with pytest.raises(JobFailed, match="ClientConnectorCertificateError"):
-            await inputs.fetch(job(peer), work(f"{other}/file"))
+            await inputs.fetch(job(peer), work(where))
+
+
+async def test_its_certificate_proves_no_other_name() -> None:
+    async with store(make_certificate("orchestrator.example").tls) as url, Inputs() as inputs:
+        peer = await identify(Address.parse(url))
+        where = f"https://localhost:{Address.parse(url).port}/file"
+        with pytest.raises(JobFailed, match="ClientConnectorCertificateError"):
+            await inputs.fetch(job(peer), work(where))
 
 
 @pytest.mark.parametrize("path", ["endless", "large"])
