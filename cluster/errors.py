@@ -134,8 +134,8 @@ class ReplicaLost(InsufficientCapacity):
 
         Args:
             message: for logs and, where nobody else runs the job, for the orchestrator.
-            dead: the replica whose process ended, which the job itself may have caused; empty
-                where its node is gone or does not answer.
+            dead: names the death of the replica, which the job itself may have caused, and is the
+                same for every job that saw it; empty where its node is gone or does not answer.
         """
         super().__init__(message)
         self.dead = dead

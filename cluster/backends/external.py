@@ -21,7 +21,6 @@ import asyncio
 import json
 import logging
 import re
-import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from http import HTTPStatus
@@ -108,6 +107,8 @@ class ExternalBackend:
         self._token = model.token.get_secret_value() if model.token else ""
         self._headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         self._http = http
+        self._life = 0
+        """Of the container, as far as its jobs tell: a death ends one."""
         probe = Probe(http=http, key=model.key, url=self._url, headers=self._headers)
         self.health = Health(
             name=f"{model.key} at {self._url}",
@@ -215,6 +216,7 @@ class ExternalBackend:
         Raises:
             JobError: in place of everything else.
         """
+        life = self._life
         try:
             yield
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
@@ -224,10 +226,11 @@ class ExternalBackend:
             raise DeadlinePassed("the container did not answer in time") from None
         except BROKEN as error:
             self.health.unreachable(f"a job's connection broke: {error or type(error).__name__}")
-            # Without a name for it, each death is taken for another container's.
+            # Jobs that were there together saw one death. One that began later saw another.
+            self._life = max(self._life, life + 1)
             raise ReplicaLost(
                 f"the connection to the container of {self.model.key} broke during the job",
-                dead=secrets.token_hex(8),
+                dead=f"{self._url} {life}",
             ) from error
         except ReportedError as error:
             raise JobFailed(self._quoted(str(error))) from None

@@ -1,6 +1,7 @@
 """Runs requests on Serve replicas through deployment handles, and reads their failures."""
 
 import asyncio
+import hashlib
 import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -43,6 +44,10 @@ AWAY = (ActorUnavailableError, NodeDiedError, ObjectLostError)
 
 DEATHS = (RayActorError, OutOfMemoryError, WorkerCrashedError)
 """What is raised when its process ends; `ActorUnavailableError` is one of the first's kinds."""
+
+WITH_ITS_NODE = "its node has died"
+"""How Ray 2.60 words the death of an actor that went with its node. It knows the reason and keeps
+only the words, but for a preemption (ray/exceptions.py `ActorDiedError`)."""
 
 
 class RayBackend:
@@ -102,12 +107,11 @@ def as_job_error(error: Exception, key: ModelKey) -> JobError:
         if isinstance(cause, ReplicaError):
             return JobFailed(str(cause))
         return JobFailed(f"{type(cause).__name__}: {_first_line(cause)}")
-    if isinstance(error, AWAY):
+    with_its_node = isinstance(error, RayActorError) and WITH_ITS_NODE in str(error)
+    if with_its_node or isinstance(error, AWAY):
         return ReplicaLost(f"the node of {key}'s replica went away")
     if isinstance(error, DEATHS):
-        # Without a name for it, each death is taken for another replica's.
-        dead = getattr(error, "actor_id", None) or secrets.token_hex(8)
-        return ReplicaLost(f"the replica of {key} died while it ran the job", dead=dead)
+        return ReplicaLost(f"the replica of {key} died while it ran the job", dead=_name(error))
     if isinstance(error, BackPressureError):
         return InsufficientCapacity(f"every replica of {key} is busy")
     if isinstance(error, DeploymentUnavailableError | ReplicaUnavailableError):
@@ -115,6 +119,17 @@ def as_job_error(error: Exception, key: ModelKey) -> JobError:
     if isinstance(error, RayServeException):
         return InsufficientCapacity(f"{key} is not deployed: {_first_line(error)}")
     return JobFailed(f"{type(error).__name__}: {_first_line(error)}")
+
+
+def _name(death: Exception) -> str:
+    """What tells a death from others, and is the same for all jobs that it ended."""
+    if isinstance(death, RayActorError) and death.actor_id:
+        return death.actor_id
+    if isinstance(death, OutOfMemoryError):
+        # It has no id. But its words name the processes that were ended, and when memory was short.
+        return hashlib.sha256(str(death).encode()).hexdigest()
+    # Without a name for it, it is taken for another replica's.
+    return secrets.token_hex(8)
 
 
 def _first_line(error: BaseException) -> str:

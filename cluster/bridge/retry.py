@@ -5,8 +5,9 @@ running it again is safe until something of the answer was sent.
 
 A request that kills its replica (a bug in a library, or more host memory than there is) would go
 on to kill the next one and, sent again and again, every replica of the cluster in turn. One that
-was there at two deaths is refused for a while. Innocent ones that shared a replica with it may be
-refused too, so it is done in the words that let another orchestrator try.
+was there at two deaths is refused for a while; a death counts once, however many jobs of the same
+request saw it. Innocent ones that shared a replica with it may be refused too, so it is done in
+the words that let another orchestrator try.
 """
 
 import asyncio
@@ -46,7 +47,9 @@ class Retries:
 
     def __init__(self) -> None:
         """Starts without suspicion."""
-        self._deaths: OrderedDict[bytes, tuple[int, float]] = OrderedDict()
+        self._suspects: OrderedDict[bytes, tuple[frozenset[str], float]] = OrderedDict()
+        """The replicas that died under each request, and when it was noted that the latest of them
+        did; in the order of these times."""
 
     async def run(
         self, attempt: Callable[[], Awaitable[T]], *, work: Work, request: Request, name: str
@@ -63,7 +66,8 @@ class Retries:
             InsufficientCapacity: every attempt lost its replica, or this request kills them.
             JobError: what an attempt raised otherwise.
         """
-        if self._deaths:
+        self._forget()
+        if self._suspects:
             self._refuse_killers(await _fingerprint(work, request))
         attempts = 0
         dead: set[str] = set()
@@ -78,26 +82,34 @@ class Retries:
                     if error.dead:
                         dead.add(error.dead)
                         fingerprint = await _fingerprint(work, request)
-                        self._note(fingerprint)
+                        self._note(fingerprint, error.dead)
                         self._refuse_killers(fingerprint)
                     if attempts == MAX_ATTEMPTS:
                         raise
                     logger.warning("%s: %s; running it again", name, error)
             await asyncio.sleep(PAUSE_S)
 
-    def _note(self, fingerprint: bytes) -> None:
-        deaths, _ = self._deaths.pop(fingerprint, (0, 0.0))
-        self._deaths[fingerprint] = deaths + 1, asyncio.get_running_loop().time()
-        while len(self._deaths) > MAX_SUSPECTS:
-            self._deaths.popitem(last=False)
+    def _note(self, fingerprint: bytes, dead: str) -> None:
+        self._forget()
+        replicas, _ = self._suspects.get(fingerprint, (frozenset(), 0.0))
+        if dead in replicas:
+            return
+        self._suspects[fingerprint] = replicas | {dead}, asyncio.get_running_loop().time()
+        self._suspects.move_to_end(fingerprint)
+        while len(self._suspects) > MAX_SUSPECTS:
+            self._suspects.popitem(last=False)
+
+    def _forget(self) -> None:
+        too_old = asyncio.get_running_loop().time() - QUARANTINE_S
+        while self._suspects and next(iter(self._suspects.values()))[1] <= too_old:
+            self._suspects.popitem(last=False)
 
     def _refuse_killers(self, fingerprint: bytes) -> None:
-        deaths, latest = self._deaths.get(fingerprint, (0, 0.0))
-        if asyncio.get_running_loop().time() - latest > QUARANTINE_S:
-            self._deaths.pop(fingerprint, None)
-        elif deaths >= DEADLY:
+        replicas, _ = self._suspects.get(fingerprint, (frozenset(), 0.0))
+        if len(replicas) >= DEADLY:
             raise InsufficientCapacity(
-                f"this request was there when {deaths} replicas died, and is refused for a while"
+                f"this request was there when {len(replicas)} replicas died, and is refused for a "
+                "while"
             )
 
 

@@ -1,6 +1,7 @@
 """Jobs whose replica is lost run again; those that kill replicas do not for ever."""
 
 import asyncio
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -73,8 +74,53 @@ async def test_a_request_that_kills_replicas_is_refused_and_others_are_not(
         assert len(bridge.backend.started) == 3, "it never reaches a replica"
         assert (await ask(prompt="poison", seed=1))[0] == 200, "another request"
         monkeypatch.setattr(retry, "QUARANTINE_S", 0.0)
-        await asyncio.sleep(0.01)
         assert (await ask(prompt="poison"))[0] == 200
+
+
+async def test_a_death_counts_once_however_many_saw_it(
+    orchestrator: LoopbackOrchestrator, ask: Ask
+) -> None:
+    async with running(address(orchestrator), capacity(a=2)) as bridge:
+        await registered(orchestrator)
+        bridge.backend.hold.clear()
+        bridge.backend.first = [died("a")] * 2
+        asked = [asyncio.create_task(ask(prompt="twins")) for _ in range(2)]
+        await bridge.backend.wait_for_started(2)
+        bridge.backend.hold.set()
+        assert [status for status, _ in await asyncio.gather(*asked)] == [200, 200]
+        bridge.backend.first = [died("b")]
+        status, document = await ask(prompt="twins")
+        assert status == 503
+        assert "this request was there when 2 replicas died" in str(document)
+
+
+async def test_a_death_of_long_ago_costs_nothing(
+    orchestrator: LoopbackOrchestrator, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(address(orchestrator), capacity(a=1)) as bridge:
+        await registered(orchestrator)
+        bridge.backend.first = [died("a")]
+        assert (await ask())[0] == 200
+        monkeypatch.setattr(retry, "QUARANTINE_S", 0.0)
+        # A digest of the request, which may have 300 MB.
+        fingerprint = AsyncMock(wraps=retry._fingerprint)
+        monkeypatch.setattr(retry, "_fingerprint", fingerprint)
+        assert (await ask(prompt="another"))[0] == 200
+        fingerprint.assert_not_awaited()
+
+
+async def test_the_oldest_suspects_are_forgotten_first(
+    orchestrator: LoopbackOrchestrator, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "MAX_SUSPECTS", 2)
+    async with running(address(orchestrator), capacity(a=1)) as bridge:
+        await registered(orchestrator)
+        for prompt, replica in [("x", "a"), ("y", "b"), ("x", "c"), ("z", "d")]:
+            bridge.backend.first = [died(replica)]
+            await ask(prompt=prompt)
+        assert (await ask(prompt="x"))[0] == 503, "its latest death was not the oldest"
+        bridge.backend.first = [died("e")]
+        assert (await ask(prompt="y"))[0] == 200
 
 
 async def test_a_retry_has_what_is_left_of_the_deadline(

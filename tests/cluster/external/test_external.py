@@ -209,6 +209,28 @@ async def test_no_answer_is_had_elsewhere(http: Http, answer: bytes, text: str) 
     assert bool(error.dead) == ("broke" in text), "only a death may be the job's doing"
 
 
+async def test_jobs_that_were_there_together_saw_one_death(container: Runner, http: Http) -> None:
+    begun, over = asyncio.Semaphore(0), asyncio.Event()
+
+    async def die(request: web.Request) -> web.Response:
+        begun.release()
+        await over.wait()
+        assert request.transport
+        request.transport.abort()
+        return web.Response()
+
+    container.answer = die
+    backend = ExternalBackend(container.model(), http=http)
+    together = [asyncio.create_task(failure(backend)) for _ in range(2)]
+    for _ in together:
+        await begun.acquire()
+    over.set()
+    errors = [*await asyncio.gather(*together), await failure(backend)]
+    first, second, later = (error.dead for error in errors if isinstance(error, ReplicaLost))
+    assert first == second
+    assert later not in ("", first)
+
+
 async def test_nobody_there_is_had_elsewhere(http: Http) -> None:
     async with raw_server(b"") as url:
         pass
