@@ -7,8 +7,8 @@ Order of the end, and why:
    id, not by stream, and a request has its own connection.
 2. Running jobs get `grace_s` to finish, and their answers are delivered.
 3. What still runs is cancelled, which reaches the replica, and answered with `insufficient
-   capacity`: the gateway tries another orchestrator and does not suspend ours. A stream that
-   has begun is ended where it is.
+   capacity`: the gateway tries another orchestrator and does not suspend ours. So is what
+   waits for the slots that this frees. A stream that has begun is ended where it is.
 4. Only then the HTTP connections close: nothing is left to say.
 
 A machine that is drained (cluster/drain.py) is a change of capacity and no end: what it had is

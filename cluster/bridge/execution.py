@@ -44,6 +44,7 @@ class Execution:
         self._retries = Retries()
         self._running: set[asyncio.Task[Done]] = set()
         self._streams: set[Stream] = set()
+        self._stopped = False
 
     def deadline(self, asked: Job | Visit) -> float:
         """By the event loop's clock."""
@@ -75,6 +76,9 @@ class Execution:
         began = clock()
         async with self.admission.slot(work.key, source=source):
             record.waited_s = clock() - began
+            if self._stopped:
+                # The slot of one that was called off.
+                raise InsufficientCapacity("this worker is shutting down")
             done = await self._in_time(self._attempts(asked, work, record, request), asked)
             if not isinstance(done, Stream):
                 record.replica, record.compute_s = done.replica, done.compute_s
@@ -92,7 +96,8 @@ class Execution:
                     record.outcome, record.kind = "the stream was cut short", "cut_short"
 
     def stop(self) -> None:
-        """Calls off what has no result yet, and ends streams where they are."""
+        """Calls off what has no result yet, ends streams where they are, and begins nothing new."""
+        self._stopped = True
         for running in self._running:
             running.cancel()
         for stream in self._streams:
@@ -122,7 +127,11 @@ class Execution:
         return await self._retries.run(attempt, work=work, request=request, name=str(asked))
 
     async def _in_time(self, work: Coroutine[Any, Any, Done], asked: Job | Visit) -> Done:
-        """Does the work within its deadline; cancels it, and waits for its end, if not."""
+        """Does the work within its deadline; cancels it, and waits for its end, if not.
+
+        Also if the cancellation comes from outside: the slot is held until the work has ended. A
+        second one waits no longer.
+        """
         running = asyncio.create_task(work)
         self._running.add(running)
         try:
@@ -132,7 +141,11 @@ class Execution:
             self._running.discard(running)
             in_time = running.done()
             running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+            # Not `gather`, which would hold a second cancellation back until the work ends.
+            await asyncio.wait({running})
+            if not running.cancelled():
+                # So that asyncio does not complain of what nobody asks for.
+                running.exception()
         if not in_time:
             raise DeadlinePassed(f"no result within {self._deadlines.of(asked.pipeline):g} s")
         if running.cancelled():
