@@ -124,7 +124,15 @@ class Journal:
             self._append([{"answered": key}])
 
     def close(self) -> None:
-        """Lets go of the file; what is unanswered stays in it."""
+        """Has the disk keep what was written, and lets go of the file; the unanswered stays in it.
+
+        A sync that still runs has a descriptor of its own, and none comes after it.
+        """
+        self._dirty = False
+        try:
+            os.fdatasync(self._file)
+        except OSError as error:
+            self._say_broken(error)
         os.close(self._file)
         os.close(self._lock)
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import resource
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -209,6 +211,35 @@ async def test_a_full_disk_costs_no_job(
     assert caplog.text.count("cannot be written") == 1
     assert task_ids(journal) == []
     journal.close()
+
+
+async def test_its_end_waits_for_the_disk_and_leaves_no_sync_for_later(
+    tmp_path: Path, peer: Peer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    go = threading.Event()
+    synced: list[int] = []
+
+    def sync(file: int) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            go.wait()
+        synced.append(os.fstat(file).st_ino)
+
+    monkeypatch.setattr(os, "fdatasync", sync)
+    journal = opened(tmp_path, peer.address)
+    journal.taken(job(1, peer))
+    journal.taken(job(2, peer))
+    inode = only_file(tmp_path).stat().st_ino
+    journal.close()
+    at_its_end = list(synced)
+    # The one that ran meanwhile ends, when others have the journal's descriptors.
+    with (tmp_path / "a").open("w"), (tmp_path / "b").open("w"):
+        go.set()
+        await asyncio.get_running_loop().shutdown_default_executor()
+        for _ in range(5):
+            await asyncio.sleep(0)
+    assert at_its_end == [inode]
+    assert synced == [inode] * 2
+    assert caplog.text == "", "another one was not even tried"
 
 
 async def test_bridges_of_one_machine_have_journals_of_their_own(
