@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 # Before grpc and Ray are imported: no lines from gRPC's own logger, one thread a process, Ray's
-# workers as important as the rest of the machine (serve_client.start_local), and the token with
+# workers as important as the rest of the machine (ray_cluster.start_local), and the token with
 # which we connect, for the head as well as for the nodes that join.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -50,7 +50,7 @@ from ray.cluster_utils import Cluster
 
 from benchmarks.fake_model import JOB_S
 from benchmarks.rig import BenchmarkFailed
-from cluster import logs, machine, programs, serve_client
+from cluster import logs, machine, programs, ray_cluster, serve_client
 from cluster.ai_models import AIModel, RayOptions
 from cluster.errors import LivepeerRayError
 from cluster.placement import Supply, place
@@ -103,7 +103,7 @@ def main() -> int:
         },
     )
     try:
-        serve_client.connect(cluster.address)
+        ray_cluster.connect(cluster.address)
         figures = asyncio.run(_measure(cluster, arguments))
     except LivepeerRayError as error:
         print(f"no figures: {error}", file=sys.stderr)

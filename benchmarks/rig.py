@@ -20,7 +20,7 @@ from pydantic import SecretStr
 
 from benchmarks.fixed_image import write_model
 from benchmarks.reference import ReferenceBackend
-from cluster import programs, serve_client
+from cluster import programs, ray_cluster, serve_client
 from cluster.ai_models import AIModel, ModelKey, RayOptions
 from cluster.backends.ray_serve import RayBackend
 from cluster.bridge.address import Address
@@ -104,7 +104,7 @@ def deploy(
         BenchmarkFailed: it does not start.
     """
     write_model(models_dir, model.model_id, pixels)
-    serve_client.start_local()
+    ray_cluster.start_local()
     placement = place([model], supply=UNBOUNDED)
     config = serve_config(placement, models_dir=models_dir, gpus=False, http=http)
     config["applications"][0]["import_path"] = "benchmarks.fixed_image:build"

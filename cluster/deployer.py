@@ -21,7 +21,7 @@ from pathlib import Path
 
 import ray
 
-from cluster import logs, serve_client
+from cluster import logs, ray_cluster
 from cluster.ai_models_watch import LOOK_S, AIModelsWatch
 from cluster.errors import ClusterUnreachable, ConfigError
 from cluster.http_api import add_http_flags, http_settings
@@ -61,7 +61,7 @@ def main() -> int:
             autoscaler_gpus=arguments.autoscaler_gpus,
             http=http_settings(arguments),
         )
-        local = serve_client.join(arguments.ray_address)
+        local = ray_cluster.join(arguments.ray_address)
     except ConfigError as error:
         logger.error("%s", error)  # noqa: TRY400 - a setting is wrong, not the program
         return EXIT_CONFIG

@@ -29,7 +29,7 @@ from ray.core.generated import autoscaler_pb2, gcs_pb2
 from ray.exceptions import RayError
 
 from cluster.errors import ClusterUnreachable, ConfigError
-from cluster.serve_client import gcs_address, not_let_in
+from cluster.ray_cluster import gcs_address, not_let_in
 
 RPC_TIMEOUT_S = 10.0
 
@@ -86,7 +86,7 @@ class Gcs:
         """Connects.
 
         Args:
-            address: as for `serve_client.gcs_address`.
+            address: as for `ray_cluster.gcs_address`.
 
         Raises:
             ConfigError: it is no address.

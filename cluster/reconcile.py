@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cluster import serve_client
+from cluster import ray_cluster, serve_client
 from cluster.ai_models import AIModel
 from cluster.errors import ConfigError
 from cluster.http_api import HTTPSettings
@@ -97,7 +97,7 @@ class Reconciler:
             http=self._http,
         )
         wanted = {application["name"] for application in config["applications"]}
-        alive = {node["NodeID"] for node in serve_client.nodes()}
+        alive = {node["NodeID"] for node in ray_cluster.nodes()}
         there = serve_client.details()["applications"]
         # Serve sees a second later that a machine is lost. Told before to have fewer replicas, it
         # may well end those that are left.
@@ -159,7 +159,7 @@ class Reconciler:
     def _place(self, models: Sequence[AIModel]) -> Placement:
         """What fits on the cluster as it is now; what does not is said when that changes."""
         most = known_most(self._autoscaler_gpus)
-        available = supply(serve_client.node_resources(), most)
+        available = supply(ray_cluster.node_resources(), most)
         if self._gpus is None and self._device is Device.AUTO and not available.gpus:
             logger.warning(
                 "the cluster has no GPU, so models run on its CPUs until one joins; to have them "

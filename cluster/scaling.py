@@ -66,9 +66,9 @@ Machines = Sequence[Mapping[str, float]]
 @lru_cache(maxsize=1)
 def _machines(second: int) -> Machines:  # noqa: ARG001 - in which all scalers share one answer
     """Asks Ray, which takes it a millisecond or two."""
-    from cluster import serve_client  # imports Ray
+    from cluster import ray_cluster  # imports Ray
 
-    return serve_client.node_resources()
+    return ray_cluster.node_resources()
 
 
 class Scaler:

@@ -25,7 +25,7 @@ def document(
 
     Args:
         applications: Serve's, as the controller tells of them.
-        nodes: the machines that are alive, as `serve_client.nodes` tells of them.
+        nodes: the machines that are alive, as `ray_cluster.nodes` tells of them.
         bridge: what a bridge answers to `GET /state`; None without one.
     """
     models = [model for name, app in applications.items() if (model := _model(name, app))]

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from cluster import logs, serve_client
+from cluster import logs, ray_cluster
 from cluster.ai_models import load_ai_models
 from cluster.http_api import HTTPSettings
 from cluster.reconcile import Reconciler
@@ -39,8 +39,8 @@ def run(
     reconciler = Reconciler(
         models_dir=models_dir, device=device, autoscaler_gpus=autoscaler_gpus, http=http
     )
-    serve_client.connect(ray_address)
-    with serve_client.reachable():
+    ray_cluster.connect(ray_address)
+    with ray_cluster.reachable():
         changed = reconciler.step(models.models, retry_failed=True)
         while changed or reconciler.waiting:
             time.sleep(PAUSE_S)

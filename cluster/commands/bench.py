@@ -16,7 +16,7 @@ from typing import Any
 import ray
 from ray import serve
 
-from cluster import logs, machine, serve_client
+from cluster import logs, machine, ray_cluster, serve_client
 from cluster.ai_models import AIModel
 from cluster.ai_models_entry import parse_entry
 from cluster.backends.ray_serve import RayBackend
@@ -67,9 +67,9 @@ def run(options: BenchOptions, *, ray_address: str, models_dir: Path, device: De
         "request": workload.parameters,
         "runs": options.runs,
     }
-    local = serve_client.join(ray_address)
+    local = ray_cluster.join(ray_address)
     try:
-        with serve_client.reachable():
+        with ray_cluster.reachable():
             served = serve_client.details()["applications"].keys()
             variants = [
                 _measure(options, flags, model, workload, models_dir=models_dir, device=device)
@@ -197,7 +197,7 @@ def _deploy(model: AIModel, *, models_dir: Path, device: Device) -> float:
     Raises:
         BenchFailed: it does not.
     """
-    gpus = sum(node.get("GPU", 0) for node in serve_client.node_resources())
+    gpus = sum(node.get("GPU", 0) for node in ray_cluster.node_resources())
     config = serve_config(
         place([model], supply=UNBOUNDED), models_dir=models_dir, gpus=device.gpus(gpus)
     )

@@ -13,7 +13,7 @@ from typing import Any
 # Must be set before grpc is imported.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
-from cluster import logs, serve_client
+from cluster import logs, ray_cluster
 from cluster.ai_models_watch import LOOK_S, AIModelsWatch
 from cluster.backends.containers import Containers
 from cluster.bridge.inputs import Inputs
@@ -54,7 +54,7 @@ def run(
     """
     logs.configure(as_json=log_json)
     watch = AIModelsWatch(settings.ai_models, last_good=last_good, quiet=supervised)
-    serve_client.connect(settings.ray_address)
+    ray_cluster.connect(settings.ray_address)
     try:
         asyncio.run(_run(settings, watch, journal, supervised=supervised))
     except InvalidSecret as error:

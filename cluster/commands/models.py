@@ -27,11 +27,11 @@ def download(source: str, *, models_dir: Path, ray_address: str | None) -> int:
     hub = Hub.from_environment()
     if ray_address is None:
         return _say(fetch_all(models, models_dir, hub=hub))
-    from cluster import serve_client
+    from cluster import ray_cluster
 
-    serve_client.connect(ray_address)
+    ray_cluster.connect(ray_address)
     status = 0
-    for node, result in serve_client.on_every_node(fetch_all, models, models_dir, hub=hub):
+    for node, result in ray_cluster.on_every_node(fetch_all, models, models_dir, hub=hub):
         if isinstance(result, Exception):
             print(f"{node}: {type(result).__name__}: {result}", file=sys.stderr)
             status = 1

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from cluster import serve_client
+from cluster import ray_cluster, serve_client
 from cluster.settings import host_port
 from cluster.status import document, table
 
@@ -31,13 +31,13 @@ def run(*, ray_address: str, bridge: tuple[str, int] | None, as_json: bool, watc
     Raises:
         ClusterUnreachable: there is no cluster at the address, or it went away.
     """
-    serve_client.connect(ray_address)
+    ray_cluster.connect(ray_address)
     while True:
         state = None if bridge is None else ask_bridge(bridge)
-        with serve_client.reachable():
+        with ray_cluster.reachable():
             status = document(
                 applications=serve_client.details()["applications"],
-                nodes=serve_client.nodes(),
+                nodes=ray_cluster.nodes(),
                 bridge=state,
             )
         if as_json:

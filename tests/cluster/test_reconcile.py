@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster import serve_client
+from cluster import ray_cluster, serve_client
 from cluster.ai_models import AIModel, RayOptions
 from cluster.capacity import ModelStatus
 from cluster.errors import ConfigError
@@ -66,8 +66,12 @@ class Cluster:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     cluster = Cluster()
-    for name in ("node_resources", "nodes", "details", "deploy", "check_http", "model_status"):
-        monkeypatch.setattr(serve_client, name, getattr(cluster, name))
+    for module, names in (
+        (ray_cluster, ("node_resources", "nodes")),
+        (serve_client, ("details", "deploy", "check_http", "model_status")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, getattr(cluster, name))
     return cluster
 
 

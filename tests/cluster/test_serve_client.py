@@ -1,6 +1,5 @@
 """Serve's document read into replicas that count, and into where its HTTP listens."""
 
-import os
 from typing import Any
 
 import pytest
@@ -94,14 +93,3 @@ def test_a_serve_that_runs_without_http_does_not_get_it(monkeypatch: pytest.Monk
     monkeypatch.setattr(serve_client, "details", lambda: {"proxy_location": "Disabled"})
     with pytest.raises(ConfigError, match="shut down"):
         serve_client.check_http(HTTPSettings(host="127.0.0.1", port=8000))
-
-
-def test_a_local_cluster_is_told_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LIVEPEER_RAY_ORCH_SECRET", "s3cret")
-    monkeypatch.setenv("LIVEPEER_RAY_HTTP_TOKENS", "t0ken")
-    monkeypatch.setenv("LIVEPEER_RAY_MODELS_DIR", "/models")
-    handed_on: dict[str, str] = {}
-    monkeypatch.setattr("ray.init", lambda **_: handed_on.update(os.environ))
-    serve_client.start_local()
-    assert handed_on["LIVEPEER_RAY_MODELS_DIR"] == "/models"
-    assert not {"s3cret", "t0ken"} & set(handed_on.values())

@@ -63,7 +63,7 @@ class RayCluster:
 
 
 @contextmanager
-def ray_cluster(*, gpus: tuple[int, ...] = (0,)) -> Iterator[RayCluster]:
+def running_ray(*, gpus: tuple[int, ...] = (0,)) -> Iterator[RayCluster]:
     """Runs a local Ray cluster of machines with so many GPUs each, numbers for its scheduler."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.e2e.local_ray", *map(str, gpus)],
@@ -103,7 +103,7 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def ray() -> Iterator[RayCluster]:
     """The cluster that all tests share."""
-    with ray_cluster() as running:
+    with running_ray() as running:
         yield running
 
 

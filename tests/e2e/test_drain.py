@@ -9,13 +9,13 @@ import pytest
 import ray
 from ray import serve
 
-from cluster import serve_client
+from cluster import ray_cluster, serve_client
 from cluster.ai_models import load_ai_models
 from cluster.placement import place
 from cluster.serve_config import serve_config
 from cluster.status import document, table
 from cluster.supply import supply
-from tests.e2e.conftest import SECRET, Gateway, Orchestrator, RayCluster, ray_cluster
+from tests.e2e.conftest import SECRET, Gateway, Orchestrator, RayCluster, running_ray
 from tests.e2e.programs import PATIENCE_S, livepeer_ray
 
 MODEL = "org/held"
@@ -27,11 +27,11 @@ def two_nodes(tmp_path: Path) -> Iterator[RayCluster]:
     file = tmp_path / "aiModels.json"
     entry = {"pipeline": "text-to-image", "model_id": MODEL, "warm": True}
     file.write_text(json.dumps([{**entry, "ray": {"max_replicas": 1}}]))
-    with ray_cluster(gpus=(0, 1, 1)) as cluster:
-        serve_client.connect(cluster.address)
+    with running_ray(gpus=(0, 1, 1)) as cluster:
+        ray_cluster.connect(cluster.address)
         try:
             placement = place(
-                load_ai_models(file).models, supply=supply(serve_client.node_resources(), [])
+                load_ai_models(file).models, supply=supply(ray_cluster.node_resources(), [])
             )
             config = serve_config(placement, models_dir=tmp_path, gpus=True)
             config["applications"][0]["import_path"] = "tests.fake_model:build_held"
@@ -69,8 +69,8 @@ async def test_a_node_is_drained_under_a_job(
         async with livepeer_ray("drain", node, "--ray-address", two_nodes.address) as drain:
             await drain.says(r"^draining .* finishes those that it has")
             await bridge.says("no capacity: leaving")
-            assert [each["GPU"] for each in serve_client.node_resources() if "GPU" in each] == [1]
-            status = document(applications={}, nodes=serve_client.nodes(), bridge=None)
+            assert [each["GPU"] for each in ray_cluster.node_resources() if "GPU" in each] == [1]
+            status = document(applications={}, nodes=ray_cluster.nodes(), bridge=None)
             (draining,) = (each for each in status["nodes"] if each["draining"])
             assert draining["id"] == node
             assert "draining" in table(status)
@@ -86,7 +86,7 @@ async def test_a_node_is_drained_under_a_job(
             assert await drain.ends() == 0, drain.output
             await drain.says("has left the cluster and can be switched off$")
         async with asyncio.timeout(PATIENCE_S):
-            while node in {each["NodeID"] for each in serve_client.nodes()}:
+            while node in {each["NodeID"] for each in ray_cluster.nodes()}:
                 await asyncio.sleep(0.1)
         assert (await gateway.text_to_image(model_id=MODEL, prompt=str(go_on)))[0] == 200
         assert "running it again" not in bridge.output

@@ -18,7 +18,7 @@ import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from cluster import serve_client
+from cluster import ray_cluster, serve_client
 from cluster.ai_models import AIModel, ModelKey, load_ai_models
 from cluster.capacity import capacity_of
 from cluster.placement import place
@@ -26,7 +26,7 @@ from cluster.replica_gpus import gpus_by_model
 from cluster.serve_config import app_name, serve_config
 from cluster.supply import supply
 from deployments.hardware import GPU
-from tests.e2e.conftest import ray_cluster
+from tests.e2e.conftest import running_ray
 from tests.e2e.programs import PATIENCE_S
 from tests.fake_model import Place, place_of
 
@@ -56,7 +56,7 @@ class Models:
     def deploy(self, *names: str) -> tuple[str, ...]:
         """Serves those of some entries that fit; returns what is said of the rest."""
         models = [model for model in self.models if model.model_id in names]
-        placement = place(models, supply=supply(serve_client.node_resources(), []))
+        placement = place(models, supply=supply(ray_cluster.node_resources(), []))
         config = serve_config(placement, models_dir=Path("/nowhere"), gpus=True)
         for application in config["applications"]:
             application["import_path"] = "tests.fake_model:build"
@@ -128,8 +128,8 @@ def on_gpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Models]:
         )
     )
     on_gpus = Models(models=load_ai_models(file).models)
-    with ray_cluster(gpus=(2, 2)) as cluster:
-        serve_client.connect(cluster.address)
+    with running_ray(gpus=(2, 2)) as cluster:
+        ray_cluster.connect(cluster.address)
         try:
             on_gpus.deploy("org/half")
             on_gpus.until("org/half", 2)

@@ -16,7 +16,7 @@ from tests.e2e.conftest import (
     Deployed,
     Gateway,
     Orchestrator,
-    ray_cluster,
+    running_ray,
 )
 from tests.e2e.programs import Program, livepeer_ray
 
@@ -89,7 +89,7 @@ async def test_the_supervisor_outlasts_its_cluster(
     orchestrator: Orchestrator, tmp_path: Path
 ) -> None:
     async with AsyncExitStack() as stack:
-        with ray_cluster() as ray:
+        with running_ray() as ray:
             flags = (
                 *("--orch-addr", orchestrator.address),
                 *("--ray-address", ray.address),

@@ -17,7 +17,7 @@ import pytest
 from pydantic import SecretStr
 from ray import serve, shutdown
 
-from cluster import serve_client
+from cluster import ray_cluster, serve_client
 from cluster.ai_models import AIModel, ModelKey, load_ai_models
 from cluster.backends.ray_serve import RayBackend
 from cluster.bridge.address import Address
@@ -78,7 +78,7 @@ def model(
     (model,) = load_ai_models(f"{SPELLING.name}:{KEY.model_id}:true").models
     config = serve_config(place([model], supply=UNBOUNDED), models_dir=models_dir, gpus=False)
     (application,) = config["applications"]
-    serve_client.connect(ray.address)
+    ray_cluster.connect(ray.address)
     try:
         serve.start(proxy_location=config["proxy_location"])
         # Beside the other tests' applications, which a deployed config would remove.

@@ -11,7 +11,7 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster import serve_client
+from cluster import ray_cluster, serve_client
 from cluster.ai_models import load_ai_models
 from cluster.placement import UNBOUNDED, place
 from cluster.serve_config import serve_config
@@ -36,7 +36,7 @@ def main() -> None:
     )
     for _ in range(NODES):
         _add_node(cluster)
-    serve_client.connect(cluster.address)
+    ray_cluster.connect(cluster.address)
     _deploy()
     print(cluster.address, flush=True)  # noqa: T201 (whoever started it reads this)
     for _ in sys.stdin:
