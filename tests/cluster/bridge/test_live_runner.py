@@ -271,3 +271,30 @@ async def test_another_price_is_told_with_the_next_heartbeat(
         await until(lambda: told() == [None])
         prices[SD] = {"price": 0.02, "currency": "usd", "unit": "hour"}
         await until(lambda: told() == [prices[SD]])
+
+
+async def test_it_is_registered_no_longer_than_a_silent_orchestrator_remembers_it() -> None:
+    async with LoopbackOrchestrator(secret=SECRET, heartbeat_s=HEARTBEAT_S) as orchestrator:
+        door = registration(orchestrator)
+        door.announce(capacity(sd=1))
+        task = asyncio.create_task(door.run())
+        await until(lambda: door.state.registered)
+    await until(lambda: not door.state.registered)
+    assert not door.state.advertised
+    await until(lambda: bool(door.state.detail))
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_refused_heartbeat_leaves_the_last_one_valid() -> None:
+    urls = {SD: "http://127.0.0.1:1/sd", LLM: "http://127.0.0.1:1/llm"}
+    async with LoopbackOrchestrator(secret=SECRET, heartbeat_s=60.0) as orchestrator:
+        door = registration(orchestrator, runner_url=urls.__getitem__)
+        door.announce(capacity(sd=1))
+        async with working(door):
+            await until(lambda: door.state.registered)
+            urls[SD] = "nonsense"
+            door.announce(capacity(sd=2))
+            await until(lambda: "with 400" in door.state.detail)
+            assert door.state.registered
+            assert known(orchestrator.live_runners) == {"text-to-image/org/sd": 1}
