@@ -9,7 +9,7 @@ import contextlib
 import logging
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,8 @@ class Announcement:
     capacity: int
     """Requests at once; 0 hides the runner."""
     version: str
+    price: Mapping[str, Any] | None = None
+    """As `price_info` has it; on-chain every call needs one."""
 
     def document(self) -> dict[str, Any]:
         """The body of a heartbeat."""
@@ -60,6 +62,7 @@ class Announcement:
             "capacity": max(self.capacity, 1),
             "status": "ready" if self.capacity else NOT_READY,
             "version": self.version,
+            **({"price_info": self.price} if self.price else {}),
         }
 
 
@@ -85,26 +88,17 @@ class _Answer(BaseModel):
 class Heartbeats:
     """Keeps one runner known to one orchestrator."""
 
-    def __init__(
-        self,
-        *,
-        orchestrator: str,
-        secret: SecretStr,
-        name: str,
-        price: Callable[[], Mapping[str, Any] | None],
-    ) -> None:
+    def __init__(self, *, orchestrator: str, secret: SecretStr, name: str) -> None:
         """Calls nobody yet; see `run`.
 
         Args:
             orchestrator: its url.
             secret: its -orchSecret.
             name: for logs.
-            price: `price_info`, asked for with each call; None for none.
         """
         self._orchestrator = orchestrator
         self._secret = secret
         self._name = name
-        self._price = price
         self._wanted: Announcement | None = None
         self._changed = asyncio.Event()
         self._said = asyncio.Event()
@@ -172,11 +166,7 @@ class Heartbeats:
             http,
             "/runners/heartbeat",
             secret=self._heartbeat_secret if known else self._secret,
-            document={
-                **self._wanted.document(),
-                "runner_id": self._runner_id,
-                **({"price_info": price} if (price := self._price()) else {}),
-            },
+            document={**self._wanted.document(), "runner_id": self._runner_id},
             timeout_s=TIMEOUT_S,
         )
         if status in (401, 404) and (known or self._runner_id):
