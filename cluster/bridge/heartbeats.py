@@ -9,7 +9,7 @@ import contextlib
 import logging
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,8 @@ class Announcement:
     capacity: int
     """Requests at once; 0 hides the runner."""
     version: str
+    price: Mapping[str, Any] | None = None
+    """As `price_info` has it; on-chain every call needs one."""
 
     def document(self) -> dict[str, Any]:
         """The body of a heartbeat."""
@@ -60,6 +62,7 @@ class Announcement:
             "capacity": max(self.capacity, 1),
             "status": "ready" if self.capacity else NOT_READY,
             "version": self.version,
+            **({"price_info": self.price} if self.price else {}),
         }
 
 
@@ -68,9 +71,10 @@ class _Answer(BaseModel):
 
     runner_id: str
     heartbeat_interval: float
+    heartbeat_ttl: float
     heartbeat_secret: SecretStr = SecretStr("")
 
-    @field_validator("heartbeat_interval", mode="before")
+    @field_validator("heartbeat_interval", "heartbeat_ttl", mode="before")
     @classmethod
     def _seconds(cls, text: Any) -> float:
         """Reads a Go duration such as `1m30s` or `500ms`."""
@@ -84,38 +88,33 @@ class _Answer(BaseModel):
 class Heartbeats:
     """Keeps one runner known to one orchestrator."""
 
-    def __init__(
-        self,
-        *,
-        orchestrator: str,
-        secret: SecretStr,
-        name: str,
-        price: Callable[[], Mapping[str, Any] | None],
-    ) -> None:
+    def __init__(self, *, orchestrator: str, secret: SecretStr, name: str) -> None:
         """Calls nobody yet; see `run`.
 
         Args:
             orchestrator: its url.
             secret: its -orchSecret.
             name: for logs.
-            price: `price_info`, asked for with each call; None for none.
         """
         self._orchestrator = orchestrator
         self._secret = secret
         self._name = name
-        self._price = price
         self._wanted: Announcement | None = None
         self._changed = asyncio.Event()
         self._said = asyncio.Event()
         self._runner_id = ""
         self._heartbeat_secret = SecretStr("")
+        self._known_until = 0.0
         self.problem = ""
         """Why it is not registered."""
 
     @property
     def registered(self) -> bool:
-        """Whether the orchestrator knows the runner, as far as we do."""
-        return bool(self._heartbeat_secret.get_secret_value())
+        """Whether the orchestrator still has the runner: it forgets who is silent for its TTL.
+
+        Counted from when the last call that it answered began, so never longer than it counts.
+        """
+        return asyncio.get_running_loop().time() < self._known_until
 
     @property
     def capacity(self) -> int:
@@ -160,17 +159,14 @@ class Heartbeats:
 
     async def _beat(self, http: aiohttp.ClientSession) -> float:
         """Calls once; returns in how many seconds the next call is due."""
-        known = self.registered
+        known = bool(self._heartbeat_secret.get_secret_value())
+        began = asyncio.get_running_loop().time()
         assert self._wanted is not None  # noqa: S101 - `announce` comes before `run`
         status, body = await self._post(
             http,
             "/runners/heartbeat",
             secret=self._heartbeat_secret if known else self._secret,
-            document={
-                **self._wanted.document(),
-                "runner_id": self._runner_id,
-                **({"price_info": price} if (price := self._price()) else {}),
-            },
+            document={**self._wanted.document(), "runner_id": self._runner_id},
             timeout_s=TIMEOUT_S,
         )
         if status in (401, 404) and (known or self._runner_id):
@@ -178,7 +174,7 @@ class Heartbeats:
             # that clients need not look anew, unless it is taken: until an expired runner is
             # swept away (up to 5 s), and by ourselves if the answer to our registration was lost.
             logger.info("%s has forgotten %s: registering anew", self._orchestrator, self._name)
-            self._heartbeat_secret = SecretStr("")
+            self._forgotten()
             if not known:
                 self._runner_id = ""
             return await self._beat(http)
@@ -191,6 +187,7 @@ class Heartbeats:
                 f"{self._orchestrator} answers heartbeats with something else: {finding['msg']}"
             ) from None
         self._runner_id = answer.runner_id
+        self._known_until = began + answer.heartbeat_ttl
         if answer.heartbeat_secret.get_secret_value():
             self._heartbeat_secret = answer.heartbeat_secret
             logger.info("registered %s with %s", self._name, self._orchestrator)
@@ -198,15 +195,19 @@ class Heartbeats:
 
     async def leave(self, http: aiohttp.ClientSession) -> None:
         """Says farewell; what fails is only logged, for the orchestrator forgets by itself."""
-        if not self.registered:
+        secret = self._heartbeat_secret
+        if not secret.get_secret_value():
             return
-        secret, self._heartbeat_secret = self._heartbeat_secret, SecretStr("")
+        self._forgotten()
         try:
             await self._post(
                 http, f"/runners/{self._runner_id}/unregister", secret=secret, timeout_s=FAREWELL_S
             )
         except OrchestratorUnreachable as error:
             logger.info("no farewell of %s: %s", self._name, error)
+
+    def _forgotten(self) -> None:
+        self._heartbeat_secret, self._known_until = SecretStr(""), 0.0
 
     def _check(self, status: int, body: bytes) -> None:
         """Raises for what is not an answer."""

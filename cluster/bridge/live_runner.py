@@ -1,4 +1,4 @@
-"""Being a set of live runners: one for each model, announced by heartbeats.
+"""Being a set of live runners: one for each configured model, announced by heartbeats.
 
 The other way to be a worker (`cluster.bridge.registration`), to which go-livepeer is moving. Jobs
 do not come this way: the orchestrator sends its clients' requests to `cluster.bridge.door`.
@@ -7,7 +7,6 @@ do not come this way: the orchestrator sends its clients' requests to `cluster.b
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import aiohttp
@@ -35,7 +34,6 @@ class LiveRunnerRegistration:
         address: Address,
         secret: SecretStr,
         runner_url: Callable[[ModelKey], str],
-        price: Callable[[ModelKey], Mapping[str, Any] | None] = lambda _: None,
         pin: str | None = None,
     ) -> None:
         """Connects nothing yet; see `run`.
@@ -44,26 +42,32 @@ class LiveRunnerRegistration:
             address: of the orchestrator.
             secret: its -orchSecret.
             runner_url: where the orchestrator reaches a model.
-            price: what a model costs, as heartbeats have it; needed on-chain.
             pin: SHA-256 fingerprint of the orchestrator's certificate.
         """
         self._address = address
         self._secret = secret
         self._runner_url = runner_url
-        self._price = price
         self._pin = pin
+        self._prices: Mapping[ModelKey, Mapping[str, Any] | None] = {}
+        """Of the configured models, and of no other."""
         self._wanted = Capacity()
         self._changed = asyncio.Event()
         self._runners: dict[ModelKey, Heartbeats] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
         self._peer: Peer | None = None
         self._problem = ""
 
     @property
     def state(self) -> RegistrationState:
         """Where this registration stands now."""
-        known = {key for key, runner in self._runners.items() if runner.registered}
-        advertised = {key: model for key, model in self._wanted.models.items() if key in known}
-        problems = [self._problem, *(runner.problem for runner in self._runners.values())]
+        # While the orchestrator is out of reach, those that left the configuration are among them.
+        runners = {key: one for key, one in self._runners.items() if key in self._prices}
+        advertised = {
+            key: model
+            for key, model in self._wanted.models.items()
+            if key in runners and runners[key].registered
+        }
+        problems = [self._problem, *(runner.problem for runner in runners.values())]
         return RegistrationState(
             orchestrator=self._address.url,
             way="live-runner",
@@ -72,6 +76,15 @@ class LiveRunnerRegistration:
             certificate=self._peer.fingerprint if self._peer else "",
             advertised=Capacity(models=advertised),
         )
+
+    def configure(self, prices: Mapping[ModelKey, Mapping[str, Any] | None]) -> None:
+        """Replaces the configured models: others are unregistered, whatever capacity they have.
+
+        Args:
+            prices: what each costs, as heartbeats have it; needed on-chain.
+        """
+        self._prices = prices
+        self._changed.set()
 
     def announce(self, capacity: Capacity) -> None:
         """Makes this the capacity that the orchestrator knows.
@@ -123,46 +136,73 @@ class LiveRunnerRegistration:
                 raise
             finally:
                 await _end(beating.values())
+                await asyncio.gather(*self._leaving)
 
     async def _tell(
         self, http: aiohttp.ClientSession, beating: dict[ModelKey, asyncio.Task[None]]
     ) -> None:
         """Has each runner tell what it offers now. Who has nothing left to offer is hidden.
 
-        First those who offer less: what they give up may be what others offer next.
+        First those who offer less, or are gone from the configuration: what they give up may be
+        what others offer next.
         """
-        wanted = self._wanted
-        fewer = [
-            key for key, runner in self._runners.items() if wanted.slots(key) < runner.capacity
-        ]
-        self._announce(wanted, fewer)
+        wanted = self._announcements()
+        for key in self._runners.keys() - wanted.keys():
+            self._leave(self._runners.pop(key), beating.pop(key, None), http)
+        fewer = {
+            key: runner
+            for key, runner in self._runners.items()
+            if wanted[key].capacity < runner.capacity
+        }
+        for key, runner in fewer.items():
+            runner.announce(wanted[key])
         self._start(http, beating)
-        said = asyncio.create_task(_said([self._runners[key] for key in fewer]))
+        given_up = asyncio.create_task(self._given_up(fewer.values()))
         # Whoever ends instead is found by `_until_something_changes`.
         try:
-            await asyncio.wait({said, *beating.values()}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({given_up, *beating.values()}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            said.cancel()
-        self._announce(wanted, wanted.models)
+            given_up.cancel()
+        for key, announcement in wanted.items():
+            if key not in self._runners and announcement.capacity:
+                self._runners[key] = Heartbeats(
+                    orchestrator=self._address.url, secret=self._secret, name=str(key)
+                )
+            if key in self._runners and key not in fewer:
+                self._runners[key].announce(announcement)
         self._start(http, beating)
 
-    def _announce(self, wanted: Capacity, keys: Iterable[ModelKey]) -> None:
-        for key in keys:
-            if key not in self._runners:
-                self._runners[key] = Heartbeats(
-                    orchestrator=self._address.url,
-                    secret=self._secret,
-                    name=str(key),
-                    price=partial(self._price, key),
-                )
-            self._runners[key].announce(
-                Announcement(
-                    app=f"{key.pipeline}/{key.model_id}",
-                    runner_url=self._runner_url(key),
-                    capacity=wanted.slots(key),
-                    version=RUNNER_VERSION,
-                )
+    def _announcements(self) -> dict[ModelKey, Announcement]:
+        """What each configured model offers now."""
+        return {
+            key: Announcement(
+                app=f"{key.pipeline}/{key.model_id}",
+                runner_url=self._runner_url(key),
+                capacity=self._wanted.slots(key),
+                version=RUNNER_VERSION,
+                price=price,
             )
+            for key, price in self._prices.items()
+        }
+
+    def _leave(
+        self, runner: Heartbeats, beat: asyncio.Task[None] | None, http: aiohttp.ClientSession
+    ) -> None:
+        """Unregisters a runner in the background."""
+
+        async def leave() -> None:
+            await _end([beat] if beat else [])
+            await runner.leave(http)
+
+        leaving = asyncio.create_task(leave())
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
+
+    async def _given_up(self, fewer: Iterable[Heartbeats]) -> None:
+        """Waits until the orchestrator knows who offers less, and who is gone."""
+        await _said(fewer)
+        if self._leaving:
+            await asyncio.wait(self._leaving)  # which, unlike gather, cancels none of them
 
     def _start(
         self, http: aiohttp.ClientSession, beating: dict[ModelKey, asyncio.Task[None]]
@@ -173,7 +213,7 @@ class LiveRunnerRegistration:
     async def _until_something_changes(
         self, beating: Mapping[ModelKey, asyncio.Task[None]]
     ) -> None:
-        """Returns on another capacity; raises what ended a runner."""
+        """Returns on another capacity or configuration; raises what ended a runner."""
         changed = asyncio.create_task(self._changed.wait())
         answered = asyncio.create_task(self._answered())
         try:

@@ -79,9 +79,10 @@ class Parts:
             elsewhere=containers.capacity,
         )
         self._door = self._make_door() if settings.register.over_http else None
+        self._live_runners = self._as_live_runner()
         self.registrations: list[WorkerRegistration | LiveRunnerRegistration] = [
             *self._as_worker(),
-            *self._as_live_runner(),
+            *self._live_runners,
         ]
 
     @property
@@ -99,6 +100,9 @@ class Parts:
         self._shared.serve(places)
         self.bridge.serve(dict.fromkeys(places, self._shared))
         self.capacity.configure(models)
+        prices = {key: self._watch.current.live_runner_price(key) for key in places}
+        for each in self._live_runners:
+            each.configure(prices)
 
     def state(self) -> BridgeState:
         """For `livepeer-ray status` and the metrics."""
@@ -158,7 +162,6 @@ class Parts:
                 secret=settings.orch_secret,
                 pin=orchestrator.fingerprint,
                 runner_url=door.runner_url,
-                price=lambda key: self._watch.current.live_runner_price(key),
             )
             for orchestrator in settings.orchestrators
             if settings.register.as_live_runner and door

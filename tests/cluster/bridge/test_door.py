@@ -105,12 +105,12 @@ async def standing(
             while True:
                 yield await one.capacities.get()
 
+        live_runner = LiveRunnerRegistration(
+            address=address(orchestrator), secret=SecretStr(secret), runner_url=door.runner_url
+        )
+        live_runner.configure({A: None, CHAT: None})
         registrations: list[Registration] = [
-            LiveRunnerRegistration(
-                address=address(orchestrator),
-                secret=SecretStr(secret),
-                runner_url=door.runner_url,
-            ),
+            live_runner,
             WorkerRegistration(
                 address=address(orchestrator),
                 secret=SecretStr(secret),

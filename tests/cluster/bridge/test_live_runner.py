@@ -33,7 +33,7 @@ def capacity(**slots: int) -> Capacity:
 
 
 def registration(orchestrator: LoopbackOrchestrator, **options: Any) -> LiveRunnerRegistration:
-    return LiveRunnerRegistration(
+    door = LiveRunnerRegistration(
         **{
             "address": Address.parse(orchestrator.url),
             "secret": SecretStr(SECRET),
@@ -41,11 +41,20 @@ def registration(orchestrator: LoopbackOrchestrator, **options: Any) -> LiveRunn
             **options,
         }
     )
+    door.configure({SD: None, LLM: None})
+    return door
 
 
 @pytest.fixture
 async def orchestrator() -> AsyncIterator[LoopbackOrchestrator]:
     async with LoopbackOrchestrator(secret=SECRET, heartbeat_s=HEARTBEAT_S) as running:
+        yield running
+
+
+@pytest.fixture
+async def patient() -> AsyncIterator[LoopbackOrchestrator]:
+    """Where nothing expires: what is told there is told at once, or never."""
+    async with LoopbackOrchestrator(secret=SECRET, heartbeat_s=60.0) as running:
         yield running
 
 
@@ -81,8 +90,8 @@ async def test_each_model_is_a_runner_and_changes_are_told_at_once(
     door.announce(capacity(sd=2, llm=16))
     async with working(door):
         await until(lambda: known(seen) == {"text-to-image/org/sd": 2, "llm/org/chat": 16})
-        await until(lambda: door.state.registered and len(door.state.advertised.models) == 2)
-        assert door.state.advertised == capacity(sd=2, llm=16)
+        await until(lambda: door.state.advertised == capacity(sd=2, llm=16))
+        assert door.state.registered
         door.announce(capacity(sd=3))
         await until(lambda: known(seen) == {"text-to-image/org/sd": 3})
         door.announce(Capacity())
@@ -197,7 +206,7 @@ async def test_what_is_refused_is_said_and_disturbs_no_other(
         await until(lambda: known(orchestrator.live_runners) == {"llm/org/chat": 1})
         await until(lambda: "with 400: invalid runner_url" in door.state.detail)
         assert "text-to-image org/sd" in door.state.detail
-        assert door.state.advertised == capacity(llm=1)
+        await until(lambda: door.state.advertised == capacity(llm=1))
 
 
 async def test_an_orchestrator_that_does_not_know_this_door_is_said_to_need_a_flag(
@@ -257,17 +266,117 @@ async def test_models_that_share_a_card_are_announced_in_turn(
         assert door.state.advertised.slots(SD) == 0
 
 
-async def test_another_price_is_told_with_the_next_heartbeat(
-    orchestrator: LoopbackOrchestrator,
+async def test_another_price_is_told_also_of_a_model_that_is_hidden(
+    patient: LoopbackOrchestrator,
 ) -> None:
-    prices: dict[ModelKey, dict[str, Any]] = {}
-    door = registration(orchestrator, price=prices.get)
+    door = registration(patient)
 
-    def told() -> list[Any]:
-        return [one.told.price_info for one in orchestrator.live_runners._runners.values()]
+    def told() -> dict[str, Any]:
+        runners = patient.live_runners._runners.values()
+        return {one.told.app.partition("/")[0]: one.told.price_info for one in runners}
 
+    door.announce(capacity(sd=1, llm=1))
+    async with working(door):
+        await until(lambda: told() == {"text-to-image": None, "llm": None})
+        door.announce(capacity(sd=1))
+        await until(lambda: known(patient.live_runners) == {"text-to-image/org/sd": 1})
+        prices = {
+            key: {"price": price, "currency": "usd", "unit": "hour"}
+            for key, price in ((SD, 0.02), (LLM, 0.03))
+        }
+        door.configure(prices)
+        await until(lambda: told() == {"text-to-image": prices[SD], "llm": prices[LLM]})
+
+
+async def test_a_model_that_left_the_configuration_is_unregistered(
+    patient: LoopbackOrchestrator,
+) -> None:
+    door = registration(patient)
+    ids = patient.live_runners._runners
+    door.announce(capacity(sd=1, llm=1))
+    async with working(door):
+        await until(lambda: len(ids) == 2)
+        # Hidden, and still known: it may have capacity again.
+        door.announce(capacity(llm=1))
+        await until(lambda: known(patient.live_runners) == {"llm/org/chat": 1})
+        assert len(ids) == 2
+        door.configure({LLM: None})
+        await until(lambda: len(ids) == 1)
+        # One that left before its capacity did.
+        (first,) = ids
+        door.configure({SD: None})
+        await until(lambda: not ids)
+        assert not door.state.registered
+        assert not door.state.advertised
+        door.configure({LLM: None})
+        await until(lambda: known(patient.live_runners) == {"llm/org/chat": 1})
+        assert first not in ids, "registered anew"
+
+
+async def test_nobody_gets_the_slots_of_a_model_that_left_before_it_is_unregistered(
+    patient: LoopbackOrchestrator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave = Heartbeats.leave
+    may_leave = asyncio.Event()
+
+    async def slow_to_leave(runner: Heartbeats, http: Any) -> None:
+        await may_leave.wait()
+        await leave(runner, http)
+
+    monkeypatch.setattr(Heartbeats, "leave", slow_to_leave)
+    door = registration(patient)
+    seen = patient.live_runners
     door.announce(capacity(sd=1))
     async with working(door):
-        await until(lambda: told() == [None])
-        prices[SD] = {"price": 0.02, "currency": "usd", "unit": "hour"}
-        await until(lambda: told() == [prices[SD]])
+        await until(lambda: bool(known(seen)))
+        door.configure({LLM: None})
+        door.announce(capacity(llm=1))
+        try:
+            await until(lambda: bool(door._leaving))
+            assert not door._runners
+            assert known(seen) == {"text-to-image/org/sd": 1}
+        finally:
+            may_leave.set()
+        await until(lambda: known(seen) == {"llm/org/chat": 1})
+
+
+async def test_what_is_wrong_with_a_model_that_left_is_no_problem_any_more(
+    patient: LoopbackOrchestrator,
+) -> None:
+    urls = {SD: "nonsense", LLM: "http://127.0.0.1:1/llm"}
+    door = registration(patient, runner_url=urls.__getitem__)
+    door.announce(capacity(sd=1, llm=1))
+    async with working(door):
+        await until(lambda: "with 400: invalid runner_url" in door.state.detail)
+        door.configure({LLM: None})
+        assert not door.state.detail
+        await until(lambda: door._runners.keys() == {LLM})
+        assert door.state.registered
+
+
+async def test_it_is_registered_no_longer_than_a_silent_orchestrator_remembers_it() -> None:
+    async with LoopbackOrchestrator(secret=SECRET, heartbeat_s=HEARTBEAT_S) as orchestrator:
+        door = registration(orchestrator)
+        door.announce(capacity(sd=1))
+        task = asyncio.create_task(door.run())
+        await until(lambda: door.state.registered)
+    await until(lambda: not door.state.registered)
+    assert not door.state.advertised
+    await until(lambda: bool(door.state.detail))
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_refused_heartbeat_leaves_the_last_one_valid(
+    patient: LoopbackOrchestrator,
+) -> None:
+    urls = {SD: "http://127.0.0.1:1/sd", LLM: "http://127.0.0.1:1/llm"}
+    door = registration(patient, runner_url=urls.__getitem__)
+    door.announce(capacity(sd=1))
+    async with working(door):
+        await until(lambda: door.state.registered)
+        urls[SD] = "nonsense"
+        door.announce(capacity(sd=2))
+        await until(lambda: "with 400" in door.state.detail)
+        assert door.state.registered
+        assert known(patient.live_runners) == {"text-to-image/org/sd": 1}
