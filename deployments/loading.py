@@ -36,11 +36,7 @@ def find_snapshot(model_id: str, models_dir: Path, *, repo_type: str = "model") 
         ModelNotFound: with the command that downloads the model.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HFValidationError,
-        IncompleteSnapshotError,
-        LocalEntryNotFoundError,
-    )
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     remedy = _download_command(model_id, models_dir, repo_type)
     if not models_dir.is_dir():
@@ -53,11 +49,12 @@ def find_snapshot(model_id: str, models_dir: Path, *, repo_type: str = "model") 
                 model_id, repo_type=repo_type, cache_dir=models_dir, local_files_only=True
             )
         )
-    except IncompleteSnapshotError as error:
-        # Files of the repository are missing, as they should be: downloads with `--include`, such
-        # as those of the Livepeer scripts, leave out what nobody loads.
-        return Path(error.snapshot_path)
-    except LocalEntryNotFoundError:
+    except LocalEntryNotFoundError as error:
+        # Or only files of the repository are missing, as they should be: downloads with
+        # `--include`, such as those of the Livepeer scripts, leave out what nobody loads.
+        # Parler-TTS's environment has a library from before it told one from the other.
+        if incomplete := getattr(error, "snapshot_path", ""):
+            return Path(incomplete)
         raise ModelNotFound(f"{model_id} is not in {models_dir}. {remedy}") from None
     except HFValidationError as error:
         raise ModelNotFound(f"{model_id!r} is not a Hugging Face model id: {error}") from None
