@@ -23,7 +23,6 @@ from tests.faults.clock import Clock
 from tests.faults.cluster import AI_MODELS, MODEL_ID, REPLICAS
 from tests.faults.doors import Door
 from tests.faults.ledger import End, Job, Ledger
-from tests.faults.model import AT_WORK
 from tests.faults.network import Link, Namespace, Wire, namespace
 from tests.free_ports import free_port
 
@@ -92,11 +91,6 @@ class World:
             self.door = door
             self.bridge.signal(signal.SIGTERM)
             await self.bridge.ends()
-
-    def replica(self) -> int:
-        """The process of a replica, one that works where there is any."""
-        replicas = self.replicas()
-        return min(filter(_works, replicas), default=min(replicas))
 
     def replicas(self) -> set[int]:
         """Those of all replicas."""
@@ -364,10 +358,6 @@ def _processes(pids: Iterable[int]) -> Iterator[psutil.Process]:
     for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):
             yield psutil.Process(pid)
-
-
-def _works(replica: int) -> bool:
-    return any(file.path == AT_WORK for file in psutil.Process(replica).open_files())
 
 
 def _kind(name: str) -> str:
