@@ -153,10 +153,10 @@ def no_namespace(world: World) -> str:
 
 async def fill_disk(world: World) -> None:
     """The journal cannot be written for a while."""
-    world.fill_disk()
+    world.disk.fill()
     # A disk is full by the page: what is left of the journal's last one takes 4 s to fill.
     await asyncio.sleep(5)
-    world.free_disk()
+    world.disk.free()
 
 
 def set_clock(seconds: int, *, then: Cause | None = None) -> Cause:
@@ -284,7 +284,7 @@ FAULTS = (
         name="the journal's disk is full for 5 s",
         cause=fill_disk,
         proofs={Door.WORKER: "cannot be written"},
-        lacks=lambda world: world.no_disk,
+        lacks=lambda world: world.disk.missing,
         short=True,
     ),
     Fault(
