@@ -100,7 +100,7 @@ class AIResults:
     def _authenticate(self, head: Head) -> None:
         if head.header("authorization") != AUTHORIZATION:
             raise AnswerFault(f"Authorization is not {AUTHORIZATION}", status=401)
-        if not compare_digest(head.headers.get(b"credentials", b""), self._secret):
+        if not compare_digest(head.header_bytes("credentials"), self._secret):
             raise AnswerFault("invalid secret", status=401)
 
     def _find(self, head: Head, task_id: int) -> Job | None:

@@ -5,13 +5,16 @@ the whole HTTP/2 connection when a frame arrives for a stream that was answered 
 worker's registration may live on that connection.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+
+Headers = Sequence[tuple[bytes, bytes]]
+"""Names and values in their order; a name may come again."""
 
 
 class BodyError(Exception):
@@ -32,14 +35,19 @@ class Head:
     http_version: str
     peer: str
     """`ip:port`."""
-    headers: Mapping[bytes, bytes]
-    """Names in lower case; of repeated headers the first, as Go's Header.Get."""
+    headers: Headers
+    """Names in lower case."""
     query: str = ""
     """As it came, without its question mark."""
 
     def header(self, name: str) -> str:
-        """Returns a header's value, empty where it is absent."""
-        return self.headers.get(name.lower().encode(), b"").decode("utf-8", "replace")
+        """Returns a header's value as text; see `header_bytes`."""
+        return self.header_bytes(name).decode("utf-8", "replace")
+
+    def header_bytes(self, name: str) -> bytes:
+        """Returns a header's value, empty where it is absent; the first, as Go's Header.Get."""
+        wanted = name.lower().encode()
+        return next((value for name, value in self.headers if name == wanted), b"")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +65,7 @@ class Response:
     status: int
     body: bytes
     media_type: str = "text/plain; charset=utf-8"
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Headers = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,23 +73,21 @@ class StreamedResponse:
     """One HTTP response whose body is sent as it comes."""
 
     body: AsyncIterator[bytes]
-    media_type: str
+    media_type: str = ""
+    """Empty where `headers` say it, or nobody does."""
     status: int = 200
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Headers = ()
 
 
 def read_head(scope: Message) -> Head:
     """Returns what stands before a request's body."""
-    headers: dict[bytes, bytes] = {}
-    for name, value in scope["headers"]:
-        headers.setdefault(bytes(name).lower(), bytes(value))
     host, port = scope["client"]
     return Head(
         method=scope["method"],
         path=scope["path"],
         http_version=scope["http_version"],
         peer=format_peer(host, port),
-        headers=headers,
+        headers=[(bytes(name).lower(), bytes(value)) for name, value in scope["headers"]],
         query=bytes(scope.get("query_string", b"")).decode("latin-1"),
     )
 
@@ -134,10 +140,9 @@ async def read_request(head: Head, receive: Receive, *, max_body_bytes: int) -> 
 
 async def respond(send: Send, response: Response | StreamedResponse) -> None:
     """Sends a response; does nothing where the peer has gone."""
-    headers = [
-        (b"content-type", response.media_type.encode("latin-1")),
-        *((name.lower().encode(), value.encode()) for name, value in response.headers.items()),
-    ]
+    headers = list(response.headers)
+    if response.media_type:
+        headers.append((b"content-type", response.media_type.encode("latin-1")))
     if isinstance(response, Response):
         headers.append((b"content-length", str(len(response.body)).encode()))
         await send({"type": "http.response.start", "status": response.status, "headers": headers})

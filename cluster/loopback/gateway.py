@@ -10,7 +10,7 @@ import json
 from contextlib import ExitStack
 from typing import Any
 
-from cluster.loopback.asgi import Request, Response, StreamedResponse
+from cluster.loopback.asgi import Headers, Request, Response, StreamedResponse
 from cluster.loopback.event_stream import MEDIA_TYPE as EVENT_STREAM
 from cluster.loopback.go_json import marshal
 from cluster.loopback.jobs import (
@@ -159,9 +159,9 @@ def _stream(answer: StreamedAnswer, job: Job) -> StreamedResponse:
     return StreamedResponse(
         body=aiter(answer),
         media_type=EVENT_STREAM,
-        headers={"Cache-Control": "no-cache", **_headers(job)},
+        headers=[(b"cache-control", b"no-cache"), *_headers(job)],
     )
 
 
-def _headers(job: Job | None) -> dict[str, str]:
-    return {} if job is None else {"Livepeer-Task-Id": str(job.task_id)}
+def _headers(job: Job | None) -> Headers:
+    return [] if job is None else [(b"livepeer-task-id", str(job.task_id).encode())]

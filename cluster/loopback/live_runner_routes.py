@@ -2,25 +2,35 @@
 
 The way is a reverse proxy: what a client sends to `/apps/{runner_id}/app/{path}` goes to the
 runner's url with that path, and what the runner answers comes back as it comes, its headers and
-redirects included (go-livepeer, server/ai_http.go). Both paths are joined as Go does it: `..` in
-the client's, which arrives where it is written `..%2f`, leads out of the runner's. The certificate
-of a runner with an https url is checked.
+redirects included (go-livepeer, server/ai_http.go; where a runner names no type of its content,
+Go guesses one and we do not). Both paths are joined as Go does it: `..` in the client's, which
+arrives where it is written `..%2f`, leads out of the runner's. The certificate of a runner with an
+https url is checked.
 """
 
 import asyncio
+import io
 import itertools
 import json
 import logging
 import posixpath
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Mapping
+from contextlib import ExitStack, asynccontextmanager
 from http import HTTPStatus
 from urllib.parse import quote, urlsplit
 
 import aiohttp
 from yarl import URL
 
-from cluster.loopback.asgi import Receive, Request, Response, Send, StreamedResponse, respond
+from cluster.loopback.asgi import (
+    Headers,
+    Receive,
+    Request,
+    Response,
+    Send,
+    StreamedResponse,
+    respond,
+)
 from cluster.loopback.live_runners import LiveRunners, RunnerError
 
 _log = logging.getLogger(__name__)
@@ -32,13 +42,19 @@ APPS = "/apps/"
 HOP_BY_HOP = frozenset(
     {
         *(b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade"),
-        *(b"host", b"content-length", b"expect"),
+        *(b"proxy-authenticate", b"proxy-authorization", b"proxy-connection"),
     }
 )
-"""What is between two neighbours only, or said anew."""
+"""What is between two neighbours only (Go's net/http/httputil/reverseproxy.go)."""
 
-SAID_BY_US = frozenset({b"content-type", b"date", b"server"})
-"""Of an answer, beside what is between neighbours."""
+NOT_TO_RUNNERS = HOP_BY_HOP | {
+    *(b"host", b"content-length", b"expect"),
+    *(b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"),
+}
+"""Said anew, or to us only."""
+
+NOT_TO_CLIENTS = HOP_BY_HOP | {b"date", b"server"}
+"""hypercorn says these itself."""
 
 _CONNECT_S = 10.0
 
@@ -72,6 +88,8 @@ class LiveRunnerRoutes:
             for task in (forwarding, leaving):
                 task.cancel()
             await asyncio.gather(forwarding, leaving, return_exceptions=True)
+        if not forwarding.cancelled():
+            forwarding.result()
 
     def _answer(self, request: Request) -> Response:
         try:
@@ -102,71 +120,107 @@ class LiveRunnerRoutes:
 
     async def _forward(self, request: Request, send: Send) -> None:
         runner_id, _, path = request.path.removeprefix(APPS).partition("/app/")
-        async with AsyncExitStack() as stack:
+        with ExitStack() as held:
             try:
-                url, headers = stack.enter_context(self._runners.session(runner_id))
-                number = next(self._numbers)
-                session_id = headers["Livepeer-Session-Id"]
-                _log.info("request %d: %s, handed to %s", number, session_id, runner_id)
-                http = await stack.enter_async_context(
-                    aiohttp.ClientSession(
-                        auto_decompress=False,
-                        timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
-                    )
-                )
-                answer = await stack.enter_async_context(
-                    http.request(
-                        request.method,
-                        _joined(url, path, request.query),
-                        data=bytes(request.body) or None,
-                        headers={
-                            **{
-                                name.decode("latin-1"): value.decode("latin-1")
-                                for name, value in request.headers.items()
-                                if name not in HOP_BY_HOP
-                            },
-                            **headers,
-                        },
-                        allow_redirects=False,
-                    )
-                )
+                url, session = held.enter_context(self._runners.session(runner_id))
             except RunnerError as error:
                 await respond(send, Response(status=error.status, body=f"{error}\n".encode()))
                 return
-            except aiohttp.ClientError as error:
-                _log.info("request %d failed: %s", number, error)
-                gateway = HTTPStatus.BAD_GATEWAY
-                await respond(send, Response(status=gateway, body=f"{error}\n".encode()))
-                return
+            number = next(self._numbers)
+            session_id = session["Livepeer-Session-Id"]
+            _log.info("request %d: %s, handed to %s", number, session_id, runner_id)
+            end = "failed: its client has left, or the orchestrator stops"
+            answer: aiohttp.ClientResponse | None = None
             try:
-                await respond(
-                    send,
-                    StreamedResponse(
-                        status=answer.status,
-                        body=_pieces(answer),
-                        media_type=answer.headers.get("Content-Type", ""),
-                        headers={
-                            name: value
-                            for name, value in answer.headers.items()
-                            if name.lower().encode() not in HOP_BY_HOP | SAID_BY_US
-                        },
-                    ),
-                )
+                async with _asked(url, path, request, session) as answer:
+                    # Before its client can know: the next request may come at once.
+                    answer.content.on_eof(held.close)
+                    await respond(
+                        send,
+                        StreamedResponse(
+                            status=answer.status,
+                            body=_pieces(answer),
+                            headers=_passed_on(answer.raw_headers, but=NOT_TO_CLIENTS),
+                        ),
+                    )
+                    fine = answer.status < HTTPStatus.BAD_REQUEST
+                    end = f"{'answered with' if fine else 'failed:'} {answer.status}"
             except aiohttp.ClientError as error:
-                # The server cuts its client off in turn, as it sees no end of the answer.
-                _log.info("request %d failed: its answer was cut off: %s", number, error)
-                return
-            end = "answered with" if answer.status < HTTPStatus.BAD_REQUEST else "failed:"
-            _log.info("request %d %s %d", number, end, answer.status)
+                if answer is None:
+                    end = f"failed: {error}"
+                    held.close()
+                    gateway = HTTPStatus.BAD_GATEWAY
+                    await respond(send, Response(status=gateway, body=f"{error}\n".encode()))
+                else:
+                    # The server cuts its client off in turn, as it sees no end of the answer.
+                    end = f"failed: its answer was cut off: {error}"
+            except Exception as error:
+                end = f"failed: {error!r}"
+                raise
+            finally:
+                _log.info("request %d %s", number, end)
+
+
+@asynccontextmanager
+async def _asked(
+    url: str, path: str, request: Request, session: Mapping[str, str]
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """Sends a client's request to a runner, with the headers of its session; yields the answer.
+
+    Raises:
+        aiohttp.ClientError: there is none.
+    """
+    theirs = NOT_TO_RUNNERS.union(name.lower().encode() for name in session)
+    async with (
+        aiohttp.ClientSession(
+            auto_decompress=False,
+            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
+        ) as http,
+        http.request(
+            request.method,
+            _joined(url, path, request.query),
+            data=io.BytesIO(request.body) if request.body else None,
+            headers=[
+                *(
+                    (name.decode("latin-1"), value.decode("utf-8", "replace"))
+                    for name, value in _passed_on(request.headers, but=theirs)
+                ),
+                *session.items(),
+            ],
+            allow_redirects=False,
+        ) as answer,
+    ):
+        yield answer
+
+
+def _passed_on(headers: Headers, *, but: frozenset[bytes]) -> Headers:
+    """Headers, by names in lower case, without some and without those that `Connection` names."""
+    lower = [(name.lower(), value) for name, value in headers]
+    between = {
+        named.strip().lower()
+        for name, value in lower
+        if name == b"connection"
+        for named in value.split(b",")
+    }
+    return [(name, value) for name, value in lower if name not in but | between]
 
 
 def _joined(url: str, path: str, query: str) -> URL:
-    """The runner's url with the client's path, as Go's url.JoinPath makes it, and query."""
+    """The runner's url with the client's path, as Go's url.JoinPath makes it, and query.
+
+    Raises:
+        aiohttp.InvalidURL: there is no such port; only who asks there learns that, as in Go.
+    """
     parts = urlsplit(url)
     joined = posixpath.normpath(f"/{parts.path}/{path}").lstrip("/")
     slash = "/" if path.endswith("/") and joined else ""
     asked = f"?{query}" if query else ""
-    return URL(f"{parts.scheme}://{parts.netloc}/{quote(joined)}{slash}{asked}", encoded=True)
+    try:
+        origin = URL(url).origin()
+    except ValueError as error:
+        raise aiohttp.InvalidURL(parts.netloc.rpartition("@")[2], str(error)) from None
+    return URL(f"{origin}/{quote(joined)}{slash}{asked}", encoded=True)
 
 
 async def _pieces(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:

@@ -9,6 +9,7 @@
     cluster.py   the Ray cluster as a process
     model.py     the fake model that the load runs on
     network.py   the ways between bridge and orchestrator, which can be cut
+    disk.py      the journal's disk, which can be filled
     clock.py     the bridge's wall clock, which can be set (clock.c)
     report.py    the summary
     __main__.py  `make faults`: the whole table

@@ -85,7 +85,7 @@ class Ledger:
     jobs: dict[str, Job] = field(default_factory=dict)
     """By name."""
     failing: bool = False
-    """Whether the latest answer was an error."""
+    """Whether the latest answer was an error, of those that were awaited."""
     late: list[tuple[float, int]] = field(default_factory=list)
     """When an answer came for which nobody waited, and to which task id."""
     faults: list[str] = field(default_factory=list)
@@ -111,9 +111,10 @@ class Ledger:
         for end, pattern in _ENDS.items():
             if found := pattern.search(line):
                 job = self.jobs[found[1]]
+                job.error = found[2] if end is End.ERROR else ""
+                if job.end is None and end is not End.NOT_SENT:
+                    self.failing = end is End.ERROR
                 job.end, job.ended_at = end, now
-                self.failing = end is End.ERROR
-                job.error = found[2] if self.failing else ""
 
     def open_jobs(self) -> list[Job]:
         """Those that wait for an answer."""
@@ -124,9 +125,10 @@ class Ledger:
         return job.peer in self._left
 
     def end(self, end: End) -> None:
-        """Says what became of all that is still open."""
+        """Says what became of all that is still open: no answer is awaited any more."""
         for job in self.open_jobs():
             job.end, job.ended_at = end, time.monotonic()
+        self.failing = False
 
     def since(self, moment: float) -> Counts:
         """What became of the jobs that were open at a moment or handed out later."""

@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import aiohttp
 
@@ -21,11 +22,25 @@ CALL_S = 300.0
 _NUMBERS = itertools.count()
 
 
-@asynccontextmanager
-async def callers(world: World) -> AsyncIterator[Callable[[], object]]:
-    """Has callers come and ask for a picture each; yields what ends that.
+@dataclass(slots=True)
+class Load:
+    """The callers of one world."""
 
-    Who has come goes on waiting for his answer until the context ends.
+    coming: asyncio.Task[None]
+    calling: set[asyncio.Task[None]]
+
+    def no_more(self) -> None:
+        """Has no more come; who has come goes on waiting for his answer."""
+        self.coming.cancel()
+
+    def waiting(self) -> int:
+        """How many wait for an answer, or have yet to ask."""
+        return len(self.calling)
+
+
+@asynccontextmanager
+async def callers(world: World) -> AsyncIterator[Load]:
+    """Has callers come and ask for a picture each, until the context ends.
 
     Every one asks for another picture, over all faults: requests that were there when replicas
     died are refused for a while, and these are innocent. What they are told is in the
@@ -45,7 +60,7 @@ async def callers(world: World) -> AsyncIterator[Callable[[], object]]:
 
         coming = asyncio.create_task(come())
         try:
-            yield coming.cancel
+            yield Load(coming, calling)
         finally:
             tasks = [coming, *calling]
             for task in tasks:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from tests.faults.cluster import REPLICAS
 from tests.faults.ledger import Counts, End, total
-from tests.faults.load import callers
+from tests.faults.load import Load, callers
 from tests.faults.model import JOB_S
 from tests.faults.table import Fault
 from tests.faults.world import World
@@ -95,11 +95,10 @@ async def run(fault: Fault, world: World) -> Outcome:
     async with watched(world) as watch:
         await _in_time(watch.well(), "not well before the fault", problems)
         since = time.monotonic()
-        async with callers(world) as no_more:
+        async with callers(world) as load:
             await _in_time(_loaded(world, since), "no jobs before the fault", problems)
             recovery_s = await strike(fault, world, watch, problems)
-            no_more()
-            counts = await settled(world, since=since)
+            counts = await settled(world, load, since=since)
     problems += complaints_of(world)[complaints:]
     problems += _unexpected(fault, counts)
     if counts.errors and not fault.errors:
@@ -126,11 +125,18 @@ async def strike(fault: Fault, world: World, watch: Watch, problems: list[str]) 
     return max(0.0, watch.unwell_at - at)
 
 
-async def settled(world: World, *, since: float) -> Counts:
-    """Waits for the last answers once no more jobs come; what became of the jobs since then."""
+async def settled(world: World, load: Load, *, since: float) -> Counts:
+    """Ends the load and waits for the last answers; what became of the jobs since then."""
+
+    def open_ends() -> bool:
+        # Callers without a job may be about to get one; those of jobs that never came wait on.
+        never_came = total(world.ledgers, since=since).never_came
+        return bool(world.open_jobs()) or load.waiting() > never_came
+
+    load.no_more()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(SETTLE_S):
-            while world.open_jobs():
+            while open_ends():
                 await asyncio.sleep(LOOK_S)
                 world.give_up_what_never_came(late_s=LATE_S)
     world.ledgers[-1].end(End.LOST)

@@ -98,15 +98,14 @@ async def _soak(made: World, seconds: float, chance: random.Random, problems: li
     async with watched(made) as watch:
         await watch.well()
         since = time.monotonic()
-        async with callers(made) as no_more:
+        async with callers(made) as load:
             while time.monotonic() - since < seconds:
                 await asyncio.sleep(chance.uniform(*PAUSE_S))
                 fault = chance.choice(faults)
                 at_s = time.monotonic() - since
                 took_s = await strike(fault, made, watch, problems)
                 _say(f"{at_s:6.0f} s  {fault.name}: well after {took_s:.1f} s")
-            no_more()
-            return await settled(made, since=since)
+            return await settled(made, load, since=since)
 
 
 async def _look_at_memory(made: World, memory: dict[int, _Process]) -> None:

@@ -13,15 +13,21 @@ import signal
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
+import psutil
+
 from cluster.loopback.misbehaviour import Wrong
 from tests.faults.doors import Door
+from tests.faults.model import AT_WORK, JOB_S
 from tests.faults.network import Namespace
 from tests.faults.world import World
 
-Cause = Callable[[World], Awaitable[None]]
+Cause = Callable[[World], Awaitable[object]]
 """Does it, and undoes what would not end by itself."""
 
 HOUR_S = 3600
+
+LOOKS = 1000
+"""For a replica at work, of which there are some all the time."""
 
 
 def nothing(_: World) -> str:
@@ -91,9 +97,24 @@ def misbehave(how: Wrong, *, for_s: float) -> Cause:
     return cause
 
 
-async def freeze_replica(world: World) -> None:
-    """SIGSTOP for good: Serve has to replace it."""
-    os.kill(world.replica(), signal.SIGSTOP)
+async def freeze_replica(world: World) -> psutil.Process:
+    """SIGSTOP for good, in the middle of a job: Serve has to replace it."""
+    for _ in range(LOOKS):
+        for pid in world.replicas():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                replica = psutil.Process(pid)
+                # Before the look: a job that is seen could end before it is stopped.
+                replica.suspend()
+                if any(file.path == AT_WORK for file in replica.open_files()):
+                    return replica
+                replica.resume()
+        await asyncio.sleep(JOB_S / 10)
+    raise AssertionError("no replica has a job")
+
+
+async def kill_replica(world: World) -> None:
+    """SIGKILL, in the middle of a job."""
+    (await freeze_replica(world)).kill()
 
 
 async def kill_node(world: World) -> None:
@@ -132,10 +153,10 @@ def no_namespace(world: World) -> str:
 
 async def fill_disk(world: World) -> None:
     """The journal cannot be written for a while."""
-    world.fill_disk()
+    world.disk.fill()
     # A disk is full by the page: what is left of the journal's last one takes 4 s to fill.
     await asyncio.sleep(5)
-    world.free_disk()
+    world.disk.free()
 
 
 def set_clock(seconds: int, *, then: Cause | None = None) -> Cause:
@@ -154,7 +175,7 @@ def set_clock(seconds: int, *, then: Cause | None = None) -> Cause:
 FAULTS = (
     Fault(
         name="a replica is killed",
-        cause=kill(World.replica),
+        cause=kill_replica,
         proofs=either_door("died while it ran the job; running it again"),
         short=True,
     ),
@@ -263,7 +284,7 @@ FAULTS = (
         name="the journal's disk is full for 5 s",
         cause=fill_disk,
         proofs={Door.WORKER: "cannot be written"},
-        lacks=lambda world: world.no_disk,
+        lacks=lambda world: world.disk.missing,
         short=True,
     ),
     Fault(

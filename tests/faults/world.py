@@ -10,7 +10,7 @@ import sys
 import time
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,16 +21,14 @@ from tests.e2e.conftest import RayCluster
 from tests.e2e.programs import Program, program
 from tests.faults.clock import Clock
 from tests.faults.cluster import AI_MODELS, MODEL_ID, REPLICAS
+from tests.faults.disk import Disk
 from tests.faults.doors import Door
 from tests.faults.ledger import End, Job, Ledger
-from tests.faults.model import AT_WORK
 from tests.faults.network import Link, Namespace, Wire, namespace
 from tests.free_ports import free_port
 
 SECRET = "the secret of the fault tests"
 ROOT = Path(__file__).parents[2]
-DISK_BYTES = 256 * 1024
-"""Of the disk that the journal is on, so that it can be filled."""
 
 STATUS_S = 2.0
 """An orchestrator that says nothing for so long does not answer."""
@@ -61,10 +59,8 @@ class World:
         self.door = door
         """Through which work comes now; see `use`."""
         self.clock = Clock(directory)
-        self.disk = directory / "disk"
+        self.disk = Disk(directory / "disk")
         """Where the journal is."""
-        self.no_disk = ""
-        """Why it cannot be filled; empty where it can."""
         self.namespace: Namespace | str = "it was not asked for"
         """Or why there is none."""
         self.wires: list[Wire] = []
@@ -92,11 +88,6 @@ class World:
             self.door = door
             self.bridge.signal(signal.SIGTERM)
             await self.bridge.ends()
-
-    def replica(self) -> int:
-        """The process of a replica, one that works where there is any."""
-        replicas = self.replicas()
-        return min(filter(_works, replicas), default=min(replicas))
 
     def replicas(self) -> set[int]:
         """Those of all replicas."""
@@ -137,16 +128,6 @@ class World:
         self.ledgers[-1].end(End.ORPHANED)
         await self.start_orchestrator(self._orchestrator_address)
 
-    def fill_disk(self) -> None:
-        """Leaves no byte on the disk of the journal."""
-        with (self.disk / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
-            while file.write(bytes(4096)):
-                pass
-
-    def free_disk(self) -> None:
-        """Makes room again."""
-        (self.disk / "filler").unlink()
-
     # How it is.
 
     async def slots(self) -> int | None:
@@ -183,7 +164,7 @@ class World:
         mention = re.compile(rf"\b{job.name}\b")
         taken = re.compile(rf'{{"taken": \["[0-9a-f]+", {job.name.removeprefix("job ")},')
         return any(map(mention.search, self.bridge_log[self._log_from :])) or any(
-            taken.search(journal.read_text()) for journal in self.disk.glob("*.jsonl")
+            taken.search(journal.read_text()) for journal in self.disk.at.glob("*.jsonl")
         )
 
     def memory(self) -> Iterator[tuple[str, int, int]]:
@@ -261,7 +242,7 @@ class World:
         command = (
             *("livepeer-ray", "bridge", "--orch-addr", to_orchestrator.address),
             *("--ray-address", self.ray.address, "--ai-models", AI_MODELS),
-            *("--state-dir", str(self.disk), "--state-listen", "none"),
+            *("--state-dir", str(self.disk.at), "--state-listen", "none"),
             *("--runner-listen", self._runner_listen),
             *("--runner-url", f"http://{to_bridge.address}"),
         )
@@ -325,7 +306,7 @@ async def world(
             stdin=cluster.stdin,
             door=door,
         )
-        made.no_disk = stack.enter_context(_small_disk(made.disk))
+        stack.enter_context(made.disk.mounted())
         if networks:
             made.namespace = stack.enter_context(namespace())
         host = "127.0.0.1"
@@ -344,30 +325,10 @@ async def until_told_to_end(running: Coroutine[Any, Any, T]) -> T:
     return await task
 
 
-@contextmanager
-def _small_disk(at: Path) -> Iterator[str]:
-    """Mounts one of `DISK_BYTES`; yields why not where we may not."""
-    at.mkdir()
-    with ExitStack() as stack:
-        try:
-            options = ["-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(at)]
-            subprocess.run(["mount", *options], check=True, capture_output=True, text=True)  # noqa: S607
-        except (OSError, subprocess.CalledProcessError) as error:
-            said = getattr(error, "stderr", "") or str(error)
-            yield f"no small disk can be mounted here: {said.strip()}"
-            return
-        stack.callback(subprocess.run, ["umount", "--lazy", str(at)], check=True)
-        yield ""
-
-
 def _processes(pids: Iterable[int]) -> Iterator[psutil.Process]:
     for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):
             yield psutil.Process(pid)
-
-
-def _works(replica: int) -> bool:
-    return any(file.path == AT_WORK for file in psutil.Process(replica).open_files())
 
 
 def _kind(name: str) -> str:
