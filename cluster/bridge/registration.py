@@ -46,6 +46,10 @@ HEALTHY_S = 30.0
 COALESCE_S = 0.5
 """Changes of capacity within this time are one re-registration."""
 
+OVERLAP_S = 0.05
+"""An old registration outlives the beginning of the next by so much: nothing tells when the
+orchestrator has really begun it, only when it should have (`ROUND_TRIPS` in stream.py)."""
+
 MAX_STREAMS, IDLE_S = 8, 30.0
 """So many registrations at most, and one alone after so long without a job."""
 
@@ -162,7 +166,7 @@ class WorkerRegistration:
         if growth:
             self._streams.append(stream)
         else:
-            self._leave(self._streams)
+            self._leave(self._streams, after_s=OVERLAP_S)
             self._streams = [stream]
         self._told, self._last_peer, self._problem = wanted, stream.peer, ""
         logger.info(
@@ -192,10 +196,10 @@ class WorkerRegistration:
             on_job=self._on_job,
         )
 
-    def _leave(self, streams: Iterable[Stream]) -> None:
+    def _leave(self, streams: Iterable[Stream], *, after_s: float = 0.0) -> None:
         """Leaves these streams in the background."""
         for stream in streams:
-            leaving = asyncio.create_task(stream.leave())
+            leaving = asyncio.create_task(stream.leave(after_s=after_s))
             self._leaving.add(leaving)
             leaving.add_done_callback(self._leaving.discard)
 

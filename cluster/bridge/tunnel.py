@@ -7,7 +7,8 @@ for this: we say that we are done, and read on until the other side has closed t
 server takes the end of our side for the end of the connection (golang.org/x/net,
 http2/server.go `processFrameFromReader`, which names this very case); all that it had written
 arrives, and whatever the orchestrator would send later fails and is given to the next worker
-(go-livepeer, core/ai_orchestrator.go `Process`). gRPC has no half-close, hence this module.
+(go-livepeer, core/ai_orchestrator.go `Process`). Of what lies in between, see `Stream.leave`.
+gRPC has no half-close, hence this module.
 
 The bytes are not looked at; with TLS they are ciphertext.
 """

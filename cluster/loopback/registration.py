@@ -6,7 +6,11 @@ goes to the next worker (core/ai_orchestrator.go, Process).
 
 Two things differ from the real orchestrator. hypercorn sends the response headers at once,
 where Go sends them with the first job; a worker must not wait for them. And between the two
-cases above Go has some microseconds in which sending seems to succeed and is in vain.
+cases above Go has a moment in which sending seems to succeed and is in vain: a quarter of a
+millisecond, and some 20 where its processors are busy.
+
+What is not different: a registration is overtaken by calls that were made after it on the same
+connection, for in Go all of them are goroutines.
 """
 
 import asyncio
@@ -36,6 +40,9 @@ from cluster.loopback.workers import Outgoing, Worker, Workers, slots_of
 from cluster.protocol import lp_rpc_pb2 as pb
 
 PATH = "/net.AIWorker/RegisterAIWorker"
+
+_OVERTAKEN_BY, _OVERTAKEN_S = 2, 0.05
+"""So many later calls are answered before a registration is read, if they come in time."""
 
 _log = logging.getLogger(__name__)
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)(?:-[0-9A-Za-z.-]+)?(?:\+[0-9A-Za-z.-]+)?", re.ASCII)
@@ -71,10 +78,29 @@ class Registration:
         self._faults = faults
         self._connection = connection
         self._messages = messages
+        self._overtaking: dict[str, asyncio.Semaphore] = {}
+
+    def was_overtaken(self, peer: str) -> None:
+        """To be called when another call on a worker's connection has been answered."""
+        if peer in self._overtaking:
+            self._overtaking[peer].release()
+
+    async def _be_overtaken(self, peer: str) -> None:
+        """Gives later calls the time to be answered first."""
+        answered = self._overtaking.setdefault(peer, asyncio.Semaphore(0))
+        try:
+            async with asyncio.timeout(_OVERTAKEN_S):
+                for _ in range(_OVERTAKEN_BY):
+                    await answered.acquire()
+        except TimeoutError:
+            pass
+        finally:
+            self._overtaking.pop(peer, None)
 
     async def serve(self, request: Request, receive: Receive, send: Send) -> None:
         """Handles one RegisterAIWorker call from its first byte to its last."""
         await start_stream(send)
+        await self._be_overtaken(request.peer)
         admitted = self._admit(request)
         if isinstance(admitted, Status):
             await end_stream(send, admitted)

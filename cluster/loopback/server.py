@@ -247,6 +247,7 @@ class LoopbackOrchestrator:
             await end_stream(send, Status(UNAVAILABLE, STOPPING))
         else:
             await end_stream(send, Status(UNIMPLEMENTED, f"unknown method {request.path}"))
+            self._registration.was_overtaken(request.peer)
 
     def _route(self, request: Request) -> Handler:
         """Returns who handles an HTTP request."""

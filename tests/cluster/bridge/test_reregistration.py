@@ -110,6 +110,40 @@ async def test_nothing_overtakes_a_registration(
     assert begun_on == [grpc.ChannelConnectivity.READY] * 2
 
 
+async def test_an_orchestrator_that_is_slow_to_begin_is_never_without_us(
+    orchestrator: LoopbackOrchestrator,
+) -> None:
+    # It answers other calls first, so one answer does not say that it has read a registration.
+    async with running(address(orchestrator), capacity(a=9)) as bridge:
+        await until_advertised(orchestrator, capacity(a=9))
+        counts = []
+
+        def note(workers: tuple[Worker, ...]) -> bool:
+            counts.append(len(workers))
+            return False
+
+        watching = asyncio.create_task(orchestrator.wait_for_workers(note))
+        for slots in (8, 7, 6):
+            bridge.capacities.put_nowait(capacity(a=slots))
+            await until_advertised(orchestrator, capacity(a=slots))
+        watching.cancel()
+    assert set(counts) == {1, 2}
+
+
+async def test_the_old_registration_outlives_the_beginning_of_the_new_one(
+    orchestrator: LoopbackOrchestrator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.bridge.registration.OVERLAP_S", 0.5)
+    clock = asyncio.get_running_loop().time
+    async with running(address(orchestrator), capacity(a=2)) as bridge:
+        await until_advertised(orchestrator, capacity(a=2))
+        bridge.capacities.put_nowait(capacity(a=1))
+        await registered(orchestrator, count=2)
+        began_at = clock()
+        await until_advertised(orchestrator, capacity(a=1))
+        assert clock() - began_at > 0.4
+
+
 async def test_whose_turn_a_shared_card_is_concerns_no_remote_worker() -> None:
     def in_turn(slots: Capacity, *, shared: int) -> Capacity:
         return Capacity(
