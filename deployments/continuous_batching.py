@@ -54,6 +54,8 @@ class ContinuousBatching(Engine):
             infer_max_single_request_tokens,
         )
 
+        from deployments.sampling import sort_once  # imports transformers
+
         text_config = model.config.get_text_config()
         generation = deepcopy(model.generation_config)
         if generation.eos_token_id is None:
@@ -72,6 +74,7 @@ class ContinuousBatching(Engine):
         self._manager: Any = model.init_continuous_batching(
             generation_config=generation, continuous_batching_config=config
         )
+        sort_once(self._manager.logit_processor.logits_processor)
         # Allocates the cache; with CUDA graphs, also captures them.
         self._manager.warmup()
         fits = infer_max_single_request_tokens(self._manager.batch_processor.cache)
