@@ -6,6 +6,7 @@ ordered only as far as the largest top-k needs, and not at all for requests that
 of it.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingTopKLogitsWarper,
     ContinuousBatchingTopPLogitsWarper,
 )
+
+NO_BOUND = sys.maxsize
 
 
 def sort_once(processors: list[Any]) -> None:
@@ -30,14 +33,14 @@ def sort_once(processors: list[Any]) -> None:
 class TopK(ContinuousBatchingTopKLogitsWarper):  # type: ignore[misc] # transformers is untyped
     """Takes the requests' values, and leaves the scores to `TopKAndTopP`."""
 
-    largest = 0
-    """Of this pass."""
+    largest = NO_BOUND
+    """Of this pass. None in one that only reads prompts: nobody wants its scores."""
     values: torch.Tensor
 
     def prepare_tensor_args(self, requests_with_new_token: Sequence[Any]) -> torch.Tensor:
         """Returns each request's top-k; int32 of shape [requests]."""
         values: torch.Tensor = super().prepare_tensor_args(requests_with_new_token)
-        self.largest = max(values.tolist(), default=0)
+        self.largest = max(values.tolist(), default=NO_BOUND)
         return values
 
     def __call__(self, scores: torch.Tensor, tensor_arg: torch.Tensor) -> torch.Tensor:
@@ -80,7 +83,7 @@ class TopKAndTopP(ContinuousBatchingTopPLogitsWarper):  # type: ignore[misc] # a
         # What a graph replays has to be right for any request.
         if scores.device.type == "cpu":
             count = min(self._top_k.largest, vocabulary)
-            if not tokens or (count == vocabulary and self.smallest >= 1):
+            if count == vocabulary and self.smallest >= 1:
                 return scores
         top_k = self._top_k.values[:tokens].unsqueeze(-1)
         top_p = tensor_arg[:tokens].view(torch.float32).unsqueeze(-1)

@@ -93,8 +93,8 @@ async def test_an_engine_that_died_fails_its_requests_and_the_health_check(
     async with aclosing(replica.stream(chat(max_tokens=2000))) as stream:
         await anext(stream)
         # What a request past our checks would do: the library's loop trips over it.
-        too_many = Sampling(temperature=1.0, top_k=10**6, top_p=1.0)
-        prompt = Prompt(tokens=[1, 2], max_tokens=4, sampling=too_many)
+        anything = Sampling(temperature=1.0, top_k=50, top_p=1.0)
+        prompt = Prompt(tokens=[1, 10**6], max_tokens=4, sampling=anything)
         poison = replica._engine.generate(prompt, stream=False)
         with pytest.raises(ReplicaBroken):
             await anext(poison)
