@@ -27,8 +27,6 @@ __all__ = [
     "load_ai_models",
 ]
 
-"""go-livepeer's data directory; `load_ai_models` expands the `~`."""
-
 _ONE_VALUE = {"token": "token", "flags": "optimization_flags", "ray": "ray"}
 """Fields, and their names in the file, that all entries of a model have to agree on."""
 

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from deployments.continuous_batching import GPU_CACHE_SHARE, ContinuousBatching, _drawing
 from deployments.errors import (
@@ -67,6 +69,23 @@ async def test_several_that_fill_the_cache_all_come_to_their_end(replica: LLMRep
     assert [result.usage.completion_tokens for result in results] == [5] * 12
     for tokens, result in zip(expected, results, strict=False):
         assert result.text == replica._tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+async def test_nothing_is_sorted_for_requests_that_do_not_need_it(
+    replica: LLMReplica, monkeypatch: pytest.MonkeyPatch, temperature: int
+) -> None:
+    sort, sorts = torch.sort, []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        sorts.append(arguments)
+        return sort(*arguments, **options)
+
+    monkeypatch.setattr("torch.sort", counted)
+    await answer(replica, chat(max_tokens=3, temperature=temperature))
+    assert not sorts
+    await answer(replica, chat(max_tokens=3, temperature=1, top_p=0.5))
+    assert len(sorts) == 3, "one in each pass that draws"
 
 
 async def test_a_router_that_died_leaves_nobody_waiting(

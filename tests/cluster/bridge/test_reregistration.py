@@ -111,9 +111,10 @@ async def test_nothing_overtakes_a_registration(
 
 
 async def test_an_orchestrator_that_is_slow_to_begin_is_never_without_us(
-    orchestrator: LoopbackOrchestrator,
+    orchestrator: LoopbackOrchestrator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # It answers other calls first, so one answer does not say that it has read a registration.
+    monkeypatch.setattr("cluster.bridge.registration.OVERLAP_S", 0.0)
     async with running(address(orchestrator), capacity(a=9)) as bridge:
         await until_advertised(orchestrator, capacity(a=9))
         counts = []
