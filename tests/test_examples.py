@@ -1,5 +1,6 @@
 """`ray-cluster.yaml` and `examples/`, as far as they can be checked without what they are for."""
 
+import json
 import os
 import re
 import shlex
@@ -18,7 +19,8 @@ import yaml
 from tests.e2e.programs import BIN
 
 ROOT = Path(__file__).parents[1]
-CLUSTERS = ("ray-cluster.yaml", "examples/on-prem/ray-cluster.yaml")
+ON_PREM = "examples/on-prem/ray-cluster.yaml"
+CLUSTERS = ("ray-cluster.yaml", ON_PREM)
 UNIT = ROOT / "examples/systemd/livepeer-ray.service"
 SPOT_UNIT = ROOT / "examples/systemd/livepeer-ray-spot.service"
 SETTINGS = ROOT / "examples/systemd/livepeer-ray.env"
@@ -146,10 +148,50 @@ def test_the_worker_is_a_unit_that_is_sent_along(path: str) -> None:
 def test_the_on_prem_cluster_runs_the_autoscaler_that_works() -> None:
     (start_ray,) = (
         command
-        for command in prepared("examples/on-prem/ray-cluster.yaml")["head_start_ray_commands"]
+        for command in prepared(ON_PREM)["head_start_ray_commands"]
         if "ray start" in command
     )
     assert "RAY_enable_autoscaler_v2=0" in start_ray
+
+
+def test_the_autoscaler_is_told_which_machine_leaves_before_how_many(tmp_path: Path) -> None:
+    # Or it would end Ray on the one that it likes least, whichever that is.
+    machines = ["127.0.0.2", "127.0.0.3"]
+    config = prepared(ON_PREM)
+    config["provider"] |= {"head_ip": "127.0.0.1", "worker_ips": machines}
+    (tmp_path / "livepeer-venv").mkdir()
+    (tmp_path / "livepeer-venv/bin").symlink_to(BIN)
+    (start_ray,) = (line for line in config["head_start_ray_commands"] if "ray start" in line)
+    (read,) = re.findall(r"--autoscaling-config=~/(\S+)", start_ray)
+    machines_command, config_command = config["head_setup_commands"][-2:]
+
+    def told() -> tuple[list[str], list[str]]:
+        """The machines that the autoscaler's provider has, and those of the file it reads."""
+        (state,) = tmp_path.glob("ray/cluster-*.state")
+        has = set(json.loads(state.read_text())) - {"127.0.0.1"}
+        of_file: list[str] = yaml.safe_load((tmp_path / read).read_text())["provider"]["worker_ips"]
+        return sorted(has), of_file
+
+    def run(command: str) -> None:
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path),
+            "RAY_TMPDIR": str(tmp_path),
+        }
+        subprocess.run(["/bin/bash", "-c", command], env=environment, check=True)
+
+    bootstrap = tmp_path / "ray_bootstrap_config.yaml"
+    bootstrap.write_text(yaml.safe_dump(config))
+    run(machines_command)
+    run(config_command)
+    assert told() == (machines, machines)
+    config["provider"]["worker_ips"] = machines[:1]
+    bootstrap.write_text(yaml.safe_dump(config))
+    assert told() == (machines, machines)
+    run(machines_command)
+    assert told() == (machines[:1], machines)
+    run(config_command)
+    assert told() == (machines[:1], machines[:1])
 
 
 def _setting(name: str, unit: Path = UNIT) -> str:

@@ -134,9 +134,11 @@ def _home_of_a_host() -> None:
     systemctl.write_text(f"#!{sys.executable}\n{(HERE / 'systemctl.py').read_text()}")
     systemctl.chmod(0o755)
     (skeleton / ".profile").write_text(". ~/.bashrc\n")
-    # The project itself is imported from where `ray up` puts it.
+    # The project itself is imported from where `ray up` puts it. An autoscaler that looks every
+    # second instead of every five sees each step of what an operator does.
     (skeleton / ".bashrc").write_text(
         f"export PATH={systemctl.parent}:$PATH PYTHONPATH=$HOME/livepeer-ray\n"
+        "export AUTOSCALER_UPDATE_INTERVAL_S=1\n"
     )
 
 
