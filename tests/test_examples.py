@@ -159,8 +159,7 @@ def test_the_autoscaler_is_told_which_machine_leaves_before_how_many(tmp_path: P
     machines = ["127.0.0.2", "127.0.0.3"]
     config = prepared(ON_PREM)
     config["provider"] |= {"head_ip": "127.0.0.1", "worker_ips": machines}
-    (tmp_path / "livepeer-venv").mkdir()
-    (tmp_path / "livepeer-venv/bin").symlink_to(BIN)
+    (tmp_path / "livepeer-venv").symlink_to(BIN.parent)
     (start_ray,) = (line for line in config["head_start_ray_commands"] if "ray start" in line)
     (read,) = re.findall(r"--autoscaling-config=~/(\S+)", start_ray)
     machines_command, config_command = config["head_setup_commands"][-2:]
