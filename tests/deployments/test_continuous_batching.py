@@ -49,6 +49,14 @@ def replica(models_dir: Path) -> Iterator[LLMReplica]:
     loaded.close()
 
 
+@pytest.fixture
+def another(models_dir: Path) -> Iterator[LLMReplica]:
+    """One that a test may break."""
+    loaded = LLMReplica(args=args(models_dir))
+    yield loaded
+    loaded.close()
+
+
 def engine_of(replica: LLMReplica) -> ContinuousBatching:
     engine = replica._engine
     assert isinstance(engine, ContinuousBatching)
@@ -84,55 +92,51 @@ async def test_nothing_is_sorted_for_requests_that_do_not_need_it(
     monkeypatch.setattr("torch.sort", counted)
     await answer(replica, chat(max_tokens=3, temperature=temperature))
     assert not sorts
-    await answer(replica, chat(max_tokens=3, temperature=1, top_p=0.5))
-    assert len(sorts) == 3, "one in each pass that draws"
+    drawn = await answer(replica, chat(max_tokens=3, temperature=1, top_p=0.5))
+    assert len(sorts) == drawn.usage.completion_tokens, "one in each pass that draws"
 
 
 async def test_a_router_that_died_leaves_nobody_waiting(
-    models_dir: Path, monkeypatch: pytest.MonkeyPatch
+    another: LLMReplica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replica = LLMReplica(args=args(models_dir))
 
     def stumble(*_: object) -> None:
         raise KeyError("a bug")
 
-    monkeypatch.setattr(replica._engine, "_deliver", stumble)
+    monkeypatch.setattr(another._engine, "_deliver", stumble)
     with pytest.raises(ReplicaBroken, match="KeyError: 'a bug'"):
-        await answer(replica, chat(max_tokens=1))
+        await answer(another, chat(max_tokens=1))
     with pytest.raises(LivepeerRayError, match="the engine has ended"):
-        await replica.check_health()
-    replica.close()
+        await another.check_health()
 
 
 async def test_an_engine_that_died_fails_its_requests_and_the_health_check(
-    models_dir: Path,
+    another: LLMReplica,
 ) -> None:
-    replica = LLMReplica(args=args(models_dir))
-    await replica.check_health()
-    async with aclosing(replica.stream(chat(max_tokens=2000))) as stream:
+    await another.check_health()
+    async with aclosing(another.stream(chat(max_tokens=2000))) as stream:
         await anext(stream)
         # What a request past our checks would do: the library's loop trips over it.
         anything = Sampling(temperature=1.0, top_k=50, top_p=1.0)
         prompt = Prompt(tokens=[1, 10**6], max_tokens=4, sampling=anything)
-        poison = replica._engine.generate(prompt, stream=False)
+        poison = another._engine.generate(prompt, stream=False)
         with pytest.raises(ReplicaBroken):
             await anext(poison)
         with pytest.raises(ReplicaBroken):
             [chunk async for chunk in stream]
     async with asyncio.timeout(30):
-        while replica._engine.fault is None:
+        while another._engine.fault is None:
             await asyncio.sleep(0.01)
     with pytest.raises(ReplicaBroken, match="the engine has ended"):
-        await replica.run(chat())
+        await another.run(chat())
     with pytest.raises(LivepeerRayError, match="the engine has ended"):
-        await replica.check_health()
-    replica.close()
+        await another.check_health()
 
 
 async def test_an_engine_that_breaks_down_is_told_from_a_request_that_failed(
-    models_dir: Path,
+    another: LLMReplica,
 ) -> None:
-    engine = engine_of(LLMReplica(args=args(models_dir)))
+    engine = engine_of(another)
     output = SimpleNamespace(request_id="one", error="why")
 
     async def failure() -> BaseException:
@@ -151,13 +155,13 @@ def test_models_that_share_a_gpu_leave_each_other_memory(
     replica: LLMReplica, models_dir: Path
 ) -> None:
     half = LLMReplica(args=args(models_dir).model_copy(update={"gpu_share": 0.5}))
+    half.close()
     # A CPU's cache has a fixed size; what a GPU's would take stands in the library's settings.
     shares = [
         engine_of(each)._manager.continuous_batching_config.max_memory_percent
         for each in (replica, half)
     ]
     assert shares == [GPU_CACHE_SHARE, GPU_CACHE_SHARE / 2]
-    half.close()
 
 
 def test_a_model_that_the_engine_cannot_run_is_broken(
@@ -175,25 +179,23 @@ def test_a_model_that_the_engine_cannot_run_is_broken(
 
 
 async def test_an_engine_that_hangs_is_given_up(
-    models_dir: Path, monkeypatch: pytest.MonkeyPatch
+    another: LLMReplica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replica = LLMReplica(args=args(models_dir))
-    with hanging(replica) as began:
-        running, waiting = (asyncio.create_task(replica.run(chat())) for _ in range(2))
+    with hanging(another) as began:
+        running, waiting = (asyncio.create_task(another.run(chat())) for _ in range(2))
         await asyncio.to_thread(began.wait, PATIENCE_S)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        await replica.check_health()
+        await another.check_health()
         assert not waiting.done()
         monkeypatch.setattr("deployments.llm.STUCK_S", 0.0)
         with pytest.raises(LivepeerRayError, match="the engine is stuck, it owes an answer"):
-            await replica.check_health()
+            await another.check_health()
         # It can be run again on another replica, at once.
         with pytest.raises(ReplicaBroken, match="the engine is stuck"):
             await waiting
     with pytest.raises(LivepeerRayError, match="the engine is stuck"):
-        await replica.check_health()
-    replica.close()
+        await another.check_health()
 
 
 @contextmanager
