@@ -54,8 +54,10 @@ async def says_garbage(_: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 
 
 async def says_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await reader.read()
-    writer.close()
+    try:
+        await reader.read()
+    finally:
+        writer.close()
 
 
 async def register(where: Address, *, secret: str = SECRET, pin: str | None = None) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import aiohttp
 import grpc
@@ -181,14 +182,27 @@ async def a_long_way_from(port: int, *, delay_s: float) -> AsyncIterator[int]:
             writer.write(data)
         writer.close()
 
+    connections: set[asyncio.Task[Any]] = set()
+
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        this = asyncio.current_task()
+        assert this
+        connections.add(this)
         there = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.gather(slowly(reader, there[1]), back(there[0], writer))
-        there[1].close()
+        try:
+            await asyncio.gather(slowly(reader, there[1]), back(there[0], writer))
+        finally:
+            there[1].transport.abort()
+            writer.transport.abort()
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    async with server:
-        yield server.sockets[0].getsockname()[1]
+    try:
+        async with server:
+            yield server.sockets[0].getsockname()[1]
+    finally:
+        for connection in connections:
+            connection.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)
 
 
 async def test_jobs_that_cross_the_farewell_are_taken(

@@ -26,8 +26,10 @@ async def running(runner: Runner) -> AsyncIterator[str]:
     """Its url."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await runner(await reader.readuntil(b"\r\n\r\n"), writer)
-        writer.close()
+        try:
+            await runner(await reader.readuntil(b"\r\n\r\n"), writer)
+        finally:
+            writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
