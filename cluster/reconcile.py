@@ -64,6 +64,8 @@ class Reconciler:
         self._http, self._http_checked = http, False
         self._clock = clock
         self._gpus: bool | None = None
+        self._supply, self._away = UNBOUNDED, False
+        """The GPUs that the cluster had last, and whether they are gone."""
         self._lacking: tuple[Lacking, ...] = ()
         self._deployed: dict[str, Any] | None = None
         self._leaving: dict[str, float] = {}
@@ -168,9 +170,14 @@ class Reconciler:
         # Once seen, GPUs are expected back: a node that is away for a moment must not move its
         # models to the CPUs of the others.
         self._gpus = self._gpus or self._device.gpus(available.gpus)
-        # Where GPUs are wanted and there is none yet, replicas wait for the first machine that has.
-        bounded = self._gpus and available.gpus > 0
-        placement = place(on_ray(models), supply=available if bounded else UNBOUNDED)
+        # Where GPUs are wanted and there are none, replicas wait: for the first machine that has
+        # some, or for those that there were, so that who had a card gets it back.
+        if self._gpus and available.gpus:
+            self._supply, self._away = available, False
+        elif self._supply.gpus and not self._away:
+            logger.warning("the cluster has no GPU any more; the models wait for one")
+            self._away = True
+        placement = place(on_ray(models), supply=self._supply)
         if placement.lacking != self._lacking:
             for lacking in placement.lacking:
                 logger.warning("%s", lacking)

@@ -222,6 +222,21 @@ def test_where_gpus_are_wanted_and_none_is_there_replicas_wait(cluster: Cluster)
     assert cluster.deployed == [[NAME_A, NAME_B]]
 
 
+def test_while_all_gpus_are_away_nothing_changes(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    cluster.gpus = 1
+    keeper = reconciler(cluster, Device.GPU)
+    keeper.step([A, B])
+    for gpus in (0, 0, 1, 0):
+        cluster.gpus = gpus
+        assert not keeper.step([A, B]), "B could take the card before A when it comes back"
+    assert caplog.text.count("lacks 1 GPU") == 1
+    assert "every entry" not in caplog.text
+    assert caplog.text.count("the cluster has no GPU any more") == 2
+
+
 def with_http(cluster: Cluster) -> Reconciler:
     return Reconciler(
         models_dir=Path("/models"), device=Device.CPU, http=HTTP, clock=lambda: cluster.now
