@@ -149,6 +149,9 @@ def _tokens(value: str) -> tuple[Token, ...]:
     """Reads one token, or a file of them. No message holds one."""
     path = existing_file(value)
     if path is None:
+        if value.startswith(("/", "~", "./", "../")):
+            # A path that became the token would let anybody in who guesses it.
+            raise ConfigError(f"--http-tokens: there is no file {value}")
         return (_token([value], "--http-tokens"),)
     try:
         lines = path.read_text().splitlines()

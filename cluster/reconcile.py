@@ -90,7 +90,11 @@ class Reconciler:
         """
         if not self._http_checked:
             self._http, self._http_checked = _usable(self._http), True
-        placement = self._place(models)
+        there = serve_client.details()["applications"]
+        placement = self._place(models, there)
+        if self._away and self._deployed is None:
+            # Whoever deployed these knew which of them had a card.
+            return False
         config = serve_config(
             placement,
             models_dir=self._models_dir,
@@ -100,7 +104,6 @@ class Reconciler:
         )
         wanted = {application["name"] for application in config["applications"]}
         alive = {node["NodeID"] for node in ray_cluster.nodes()}
-        there = serve_client.details()["applications"]
         # Serve sees a second later that a machine is lost. Told before to have fewer replicas, it
         # may well end those that are left.
         self._too_early = not _nodes_of_replicas(there) <= alive
@@ -158,8 +161,12 @@ class Reconciler:
             if now - since < LEAVE_S and (config := there[name]["deployed_app_config"])
         ]
 
-    def _place(self, models: Sequence[AIModel]) -> Placement:
+    def _place(self, models: Sequence[AIModel], there: Mapping[str, Any]) -> Placement:
         """What fits on the cluster as it is now; what does not is said when that changes."""
+        if self._gpus is None and self._device is not Device.CPU and _on_gpus(there):
+            # By whoever kept the cluster before us.
+            self._gpus = True
+        had_some = bool(self._supply.gpus) or (self._deployed is None and _on_gpus(there))
         most = known_most(self._autoscaler_gpus)
         available = supply(ray_cluster.node_resources(), most)
         if self._gpus is None and self._device is Device.AUTO and not available.gpus:
@@ -174,8 +181,11 @@ class Reconciler:
         # some, or for those that there were, so that who had a card gets it back.
         if self._gpus and available.gpus:
             self._supply, self._away = available, False
-        elif self._supply.gpus and not self._away:
-            logger.warning("the cluster has no GPU any more; the models wait for one")
+        elif self._gpus and had_some and not self._away:
+            logger.warning(
+                "the cluster has no GPU any more; the models wait for one; to have them run on its "
+                "CPUs, say --device cpu"
+            )
             self._away = True
         placement = place(on_ray(models), supply=self._supply)
         if placement.lacking != self._lacking:
@@ -196,6 +206,15 @@ def _usable(http: HTTPSettings | None) -> HTTPSettings | None:
             logger.error("no HTTP API: %s", error)  # noqa: TRY400 - a setting is wrong, not us
             return None
     return http
+
+
+def _on_gpus(applications: Mapping[str, Any]) -> bool:
+    """Whether some of Serve's applications ask for GPUs."""
+    return any(
+        deployment.get("ray_actor_options", {}).get("num_gpus", 0) > 0
+        for application in applications.values()
+        for deployment in (application["deployed_app_config"] or {}).get("deployments", ())
+    )
 
 
 def _given_up(models: Sequence[AIModel]) -> set[str]:

@@ -68,7 +68,10 @@ def check_http(http: HTTPSettings) -> None:
             )
         return
     if _text(there["proxy_location"]) == "Disabled":
-        raise ConfigError("Serve runs without HTTP, and would have to be shut down to change that")
+        raise ConfigError(
+            "Serve runs without HTTP, as `bench` starts it; to change that end it, and every "
+            "model with it: `serve shutdown`"
+        )
     # What nobody has set is left out.
     options = HTTPOptions.model_validate(there.get("http_options", {}))
     if (options.host, options.port) != (http.host, http.port):

@@ -15,6 +15,9 @@ ENVIRONMENT_PREFIX = "LIVEPEER_RAY_"
 TOKENS_VARIABLE = f"{ENVIRONMENT_PREFIX}HTTP_TOKENS"
 """The bearer tokens of the HTTP API."""
 
+OFF = ("", "0", "false", "no", "off")
+"""What a variable says that is a switch and is off."""
+
 EXIT_CONFIG = 2
 """Something that the operator has to change: flags, environment, aiModels.json."""
 
@@ -109,7 +112,7 @@ def add_log_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--log-json",
         action="store_true",
-        default=os.environ.get(ENVIRONMENT_PREFIX + "LOG_JSON", "0") not in ("", "0", "false"),
+        default=os.environ.get(ENVIRONMENT_PREFIX + "LOG_JSON", "").lower() not in OFF,
         help=f"one JSON object a log line [{ENVIRONMENT_PREFIX}LOG_JSON]",
     )
 

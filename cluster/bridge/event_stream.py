@@ -79,13 +79,8 @@ class Stream:
         async with self._rest_in_use:
             await self._rest.aclose()
 
-    async def chunks(self, stall: asyncio.Timeout) -> AsyncIterator[bytes]:
-        """The body: an event a chunk, the finishing one last.
-
-        Args:
-            stall: is switched off; the time between two chunks is the model's.
-        """
-        stall.reschedule(None)
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body: an event a chunk, the finishing one last."""
         async for chunk in self.read():
             yield event(chunk)
 

@@ -79,7 +79,9 @@ class Execution:
             if self._stopped:
                 # The slot of one that was called off.
                 raise InsufficientCapacity("this worker is shutting down")
-            done = await self._in_time(self._attempts(asked, work, record, request), asked)
+            done = await self._in_time(
+                self._attempts(asked, work, record, request), asked, key=work.key
+            )
             if not isinstance(done, Stream):
                 record.replica, record.compute_s = done.replica, done.compute_s
                 yield done
@@ -126,7 +128,9 @@ class Execution:
 
         return await self._retries.run(attempt, work=work, request=request, name=str(asked))
 
-    async def _in_time(self, work: Coroutine[Any, Any, Done], asked: Job | Visit) -> Done:
+    async def _in_time(
+        self, work: Coroutine[Any, Any, Done], asked: Job | Visit, *, key: ModelKey
+    ) -> Done:
         """Does the work within its deadline; cancels it, and waits for its end, if not.
 
         Also if the cancellation comes from outside: the slot is held until the work has ended. A
@@ -147,6 +151,9 @@ class Execution:
                 # So that asyncio does not complain of what nobody asks for.
                 running.exception()
         if not in_time:
+            if not self.admission.slots(key):
+                # It waited for a replica, and the model is not to blame.
+                raise InsufficientCapacity(f"there is no replica of {key} any more")
             raise DeadlinePassed(f"no result within {self._deadlines.of(asked.pipeline):g} s")
         if running.cancelled():
             raise InsufficientCapacity("this worker is shutting down")

@@ -66,18 +66,29 @@ class Answer:
         """Sum of the pieces."""
         return sum(map(len, self.pieces))
 
-    async def chunks(self, stall: asyncio.Timeout) -> AsyncIterator[memoryview]:
-        """The body in slices small enough to leave the event loop to others.
-
-        Args:
-            stall: is put off with every slice that is taken.
-        """
-        clock = asyncio.get_running_loop().time
+    async def chunks(self) -> AsyncIterator[memoryview]:
+        """The body in slices small enough to leave the event loop to others."""
         for piece in self.pieces:
             view = memoryview(piece)
             for start in range(0, len(view), CHUNK_BYTES):
                 yield view[start : start + CHUNK_BYTES]
-                stall.reschedule(clock() + STALL_TIMEOUT_S)
+
+
+async def _body(
+    answer: Answer | Stream, stall: asyncio.Timeout
+) -> AsyncIterator[bytes | memoryview]:
+    """What is posted. Its orchestrator has `STALL_TIMEOUT_S` for each piece, and to reply.
+
+    Args:
+        answer: its pieces.
+        stall: is put off by that, and off between the pieces: that time is the model's.
+    """
+    clock = asyncio.get_running_loop().time
+    async for piece in answer.chunks():
+        stall.reschedule(clock() + STALL_TIMEOUT_S)
+        yield piece
+        stall.reschedule(None)
+    stall.reschedule(clock() + STALL_TIMEOUT_S)
 
 
 def success(result: Result) -> Answer:
@@ -208,7 +219,7 @@ class Delivery:
             asyncio.timeout(STALL_TIMEOUT_S) as stall,
             self._http.post(
                 f"{job.peer.address.url}/aiResults",
-                data=answer.chunks(stall),
+                data=_body(answer, stall),
                 headers=headers,
                 ssl=job.peer.tls or False,
                 allow_redirects=False,

@@ -97,7 +97,8 @@ class Stream:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FAREWELL_S):
                 await self._tunnel.ended.wait()
-        while await self._brings_jobs(LAST_JOBS_S):
+        # After the end only what is on its way comes, which is not for ever.
+        while await self._brings_jobs(LAST_JOBS_S) and self._tunnel.ended.is_set():
             pass
         await self.close()
 

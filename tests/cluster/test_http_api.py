@@ -47,6 +47,12 @@ def test_none_of_it() -> None:
     assert APP not in [application["name"] for application in config["applications"]]
 
 
+@pytest.mark.parametrize("value", ["/run/secrets/no-such-tokens", "~/no-such-tokens", "./tokens"])
+def test_a_path_to_nothing_is_no_token(value: str) -> None:
+    with pytest.raises(ConfigError, match="there is no file"):
+        settings("--http", "0.0.0.0:8000", "--http-tokens", value)
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "10.0.0.7", "gpu.example"])
 def test_open_to_the_network_it_needs_a_token(host: str) -> None:
     with pytest.raises(ConfigError, match="needs --http-tokens"):

@@ -237,6 +237,30 @@ def test_while_all_gpus_are_away_nothing_changes(
     assert caplog.text.count("the cluster has no GPU any more") == 2
 
 
+@pytest.mark.parametrize("device", [Device.AUTO, Device.GPU])
+def test_who_comes_while_all_gpus_are_away_waits_for_them(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture, device: Device
+) -> None:
+    cluster.gpus = 1
+    reconciler(cluster, device).step([A, B])
+    cluster.gpus = 0
+    keeper = reconciler(cluster, device)
+    assert not keeper.step([A, B])
+    assert not keeper.step([A, B])
+    assert cluster.deployed == [[NAME_A]], "and neither on CPUs nor B"
+    assert caplog.text.count("the cluster has no GPU any more") == 1
+    cluster.gpus = 2
+    keeper.step([A, B])
+    assert cluster.deployed[-1] == [NAME_A, NAME_B]
+
+
+def test_who_says_cpu_gets_it_though_there_were_gpus(cluster: Cluster) -> None:
+    cluster.gpus = 1
+    reconciler(cluster, Device.GPU).step([A])
+    cluster.gpus = 0
+    assert reconciler(cluster, Device.CPU).step([A])
+
+
 def with_http(cluster: Cluster) -> Reconciler:
     return Reconciler(
         models_dir=Path("/models"), device=Device.CPU, http=HTTP, clock=lambda: cluster.now

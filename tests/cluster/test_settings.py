@@ -1,5 +1,6 @@
 """Flags and environment: what is read, what is refused, and that the secret stays secret."""
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from cluster.cli import main
 from cluster.errors import ConfigError
 from cluster.settings import (
     Device,
+    add_log_flags,
     add_models_flags,
     device,
 )
@@ -29,8 +31,6 @@ ENOUGH = ["--orch-addr", "orchestrator.example:8935", "--orch-secret", SECRET]
 
 
 def parse(*flags: str) -> BridgeSettings:
-    import argparse
-
     parser = argparse.ArgumentParser()
     add_models_flags(parser)
     add_bridge_flags(parser)
@@ -101,6 +101,18 @@ def test_a_child_process_reads_the_same_settings(monkeypatch: pytest.MonkeyPatch
     for name, value in settings.environment().items():
         monkeypatch.setenv(name, value)
     assert parse() == settings
+
+
+@pytest.mark.parametrize(
+    ("said", "json"), [("", False), ("0", False), ("False", False), ("off", False), ("1", True)]
+)
+def test_a_switch_may_be_off_in_many_words(
+    monkeypatch: pytest.MonkeyPatch, said: str, json: bool
+) -> None:
+    monkeypatch.setenv("LIVEPEER_RAY_LOG_JSON", said)
+    parser = argparse.ArgumentParser()
+    add_log_flags(parser)
+    assert parser.parse_args([]).log_json is json
 
 
 def test_several_orchestrators(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,7 @@ async def live(head: Host, first: Host, third: Host) -> None:
 
         write_cluster_file(head, first)
         await ray("up", "--yes", "--no-restart", CLUSTER_FILE)
-        await third.run("ray stop")
+        await head.run(f"livepeer-ray drain {third.ip}")
         say("the third host is taken away")
         await orchestrator.advertises({TINY: 1})
         say("one slot is advertised")

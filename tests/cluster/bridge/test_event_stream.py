@@ -375,6 +375,25 @@ async def test_a_stream_outlives_the_time_that_a_reply_may_take(
         assert (await running.record()).delivered
 
 
+async def test_who_does_not_reply_to_a_finished_stream_holds_no_slot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cluster.bridge.results.STALL_TIMEOUT_S", 0.2)
+    go_on = asyncio.Event()
+
+    async def freeze(*_: object) -> web.StreamResponse:
+        await go_on.wait()
+        return web.Response()
+
+    monkeypatch.setattr(Orchestrator, "_take", freeze)
+    async with rig() as running:
+        running.chat.say(chunk("a"), chunk("", "stop"))
+        await running.job()
+        assert not (await running.record()).delivered
+        assert not running.bridge.in_flight[CHAT]
+        go_on.set()
+
+
 async def test_the_end_of_the_bridge_ends_its_streams() -> None:
     async with rig(grace_s=0.05) as running:
         running.chat.say(chunk("a"))

@@ -11,7 +11,7 @@ from cluster.bridge.deadlines import Deadlines
 from cluster.bridge.execution import Execution
 from cluster.bridge.job import Visit, Work
 from cluster.bridge.record import JobRecord
-from cluster.errors import InsufficientCapacity, JobFailed
+from cluster.errors import DeadlinePassed, InsufficientCapacity, JobFailed
 from deployments.registry import PIPELINES
 from deployments.schemas.base import Completed, Request, Result
 from tests.cluster.bridge.conftest import A, SteeredBackend, capacity
@@ -126,3 +126,20 @@ async def test_who_gets_the_slot_of_what_was_called_off_begins_nothing(
         with pytest.raises(InsufficientCapacity, match="this worker is shutting down"):
             await asyncio.wait_for(asked, timeout=60)
     assert len(backend.started) == 1
+
+
+@pytest.mark.parametrize(
+    ("slots", "error", "words"),
+    [(1, DeadlinePassed, "no result within 0.1 s"), (0, InsufficientCapacity, "no replica of")],
+)
+async def test_a_model_without_a_replica_is_not_blamed_for_the_time(
+    backend: SlowToEnd, slots: int, error: type[Exception], words: str
+) -> None:
+    backend.end.set()
+    execution = Execution(backends={A: backend}, deadlines=Deadlines(default_s=0.1), queue_s=60.0)
+    execution.admission.update(capacity(a=1))
+    asked = begin(execution)
+    await backend.wait_for_started(1)
+    execution.admission.update(capacity(a=slots))
+    with pytest.raises(error, match=words):
+        await asyncio.wait_for(asked, timeout=60)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import grpc
@@ -15,7 +15,8 @@ import pytest
 
 from cluster.bridge.address import Address
 from cluster.bridge.job import Job
-from cluster.bridge.stream import LAST_JOBS_S, open_stream
+from cluster.bridge.peer import Peer
+from cluster.bridge.stream import LAST_JOBS_S, Stream, open_stream
 from cluster.capacity import Capacity
 from cluster.loopback import LoopbackOrchestrator, Worker
 from cluster.protocol import lp_rpc_pb2 as pb
@@ -240,6 +241,45 @@ async def test_jobs_that_cross_the_farewell_are_taken(
     not_sent = sum(isinstance(result, Exception) for result in results)
     assert len(sent) > 5
     assert jobs.qsize() == len(sent) - not_sent
+
+
+async def test_who_does_not_end_the_stream_that_we_leave_is_left_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cluster.bridge.stream.FAREWELL_S", 0.01)
+    monkeypatch.setattr("cluster.bridge.stream.LAST_JOBS_S", 0.01)
+
+    class Endless:
+        """Stands for an orchestrator behind something that hides our end: jobs go on coming."""
+
+        jobs = 0
+
+        @property
+        def count(self) -> int:
+            self.jobs += 1
+            return self.jobs
+
+    class Ours:
+        """The parts of a stream that it closes."""
+
+        ended = asyncio.Event()
+        closed = False
+
+        def leave(self) -> None: ...
+
+        def cancel(self) -> None: ...
+
+        async def close(self) -> None:
+            self.closed = True
+
+    ours: Any = Ours()
+    reader = asyncio.create_task(asyncio.sleep(3600))
+    peer = Peer(address=Address("127.0.0.1", 1))
+    stream = Stream(
+        peer=peer, channel=ours, call=ours, tunnel=ours, jobs=cast("Any", Endless()), reader=reader
+    )
+    await asyncio.wait_for(stream.leave(), timeout=60)
+    assert ours.closed
 
 
 async def test_more_capacity_closes_nothing(
