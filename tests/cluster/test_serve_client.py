@@ -91,5 +91,5 @@ def test_a_serve_that_runs_keeps_its_address(
 
 def test_a_serve_that_runs_without_http_does_not_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve_client, "details", lambda: {"proxy_location": "Disabled"})
-    with pytest.raises(ConfigError, match="shut down"):
+    with pytest.raises(ConfigError, match="`serve shutdown`"):
         serve_client.check_http(HTTPSettings(host="127.0.0.1", port=8000))
