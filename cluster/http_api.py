@@ -151,7 +151,9 @@ def _tokens(value: str) -> tuple[Token, ...]:
     if path is None:
         if value.startswith(("/", "~", "./", "../")):
             # A path that became the token would let anybody in who guesses it.
-            raise ConfigError(f"--http-tokens: there is no file {value}")
+            raise ConfigError(
+                "--http-tokens: there is no such file; a token itself begins with a letter or digit"
+            )
         return (_token([value], "--http-tokens"),)
     try:
         lines = path.read_text().splitlines()

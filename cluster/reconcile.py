@@ -92,8 +92,7 @@ class Reconciler:
             self._http, self._http_checked = _usable(self._http), True
         there = serve_client.details()["applications"]
         placement = self._place(models, there)
-        if self._away and self._deployed is None:
-            # Whoever deployed these knew which of them had a card.
+        if self.held:
             return False
         config = serve_config(
             placement,
@@ -144,6 +143,14 @@ class Reconciler:
             logger.info("trying %s again, which Serve has given up", name)
 
     @property
+    def held(self) -> bool:
+        """Whether nothing is deployed before the cluster has GPUs again.
+
+        Whoever kept the cluster before us knew which models had one; we do not.
+        """
+        return self._away and self._deployed is None
+
+    @property
     def waiting(self) -> bool:
         """Whether a further step is needed, before the cluster is as it should be."""
         return bool(self._leaving or self._retried or self._too_early)
@@ -163,10 +170,9 @@ class Reconciler:
 
     def _place(self, models: Sequence[AIModel], there: Mapping[str, Any]) -> Placement:
         """What fits on the cluster as it is now; what does not is said when that changes."""
-        if self._gpus is None and self._device is not Device.CPU and _on_gpus(there):
-            # By whoever kept the cluster before us.
-            self._gpus = True
-        had_some = bool(self._supply.gpus) or (self._deployed is None and _on_gpus(there))
+        # By whoever kept the cluster before us.
+        had_some = self._deployed is None and self._device is not Device.CPU and _on_gpus(there)
+        self._gpus = had_some or self._gpus
         most = known_most(self._autoscaler_gpus)
         available = supply(ray_cluster.node_resources(), most)
         if self._gpus is None and self._device is Device.AUTO and not available.gpus:
@@ -181,7 +187,7 @@ class Reconciler:
         # some, or for those that there were, so that who had a card gets it back.
         if self._gpus and available.gpus:
             self._supply, self._away = available, False
-        elif self._gpus and had_some and not self._away:
+        elif (had_some or self._supply.gpus) and not self._away:
             logger.warning(
                 "the cluster has no GPU any more; the models wait for one; to have them run on its "
                 "CPUs, say --device cpu"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cluster import logs, ray_cluster
 from cluster.ai_models import load_ai_models
+from cluster.errors import ClusterUnreachable
 from cluster.http_api import HTTPSettings
 from cluster.reconcile import Reconciler
 from cluster.settings import Device
@@ -30,7 +31,7 @@ def run(
 
     Raises:
         ConfigError: the aiModels.json has problems, or a flag; nothing was changed.
-        ClusterUnreachable: there is no cluster at the address, or it went away.
+        ClusterUnreachable: there is no cluster at the address, or it went away, or its GPUs did.
     """
     logs.configure(as_json=False)
     models = load_ai_models(source)
@@ -45,5 +46,10 @@ def run(
         while changed or reconciler.waiting:
             time.sleep(PAUSE_S)
             changed = reconciler.step(models.models)
+    if reconciler.held:
+        raise ClusterUnreachable(
+            "nothing was deployed: the models run on GPUs and the cluster has none at the moment; "
+            "try again when it has, or say --device cpu"
+        )
     print("deployed; the models load now, `livepeer-ray status` shows them")
     return 0

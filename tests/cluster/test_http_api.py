@@ -49,7 +49,7 @@ def test_none_of_it() -> None:
 
 @pytest.mark.parametrize("value", ["/run/secrets/no-such-tokens", "~/no-such-tokens", "./tokens"])
 def test_a_path_to_nothing_is_no_token(value: str) -> None:
-    with pytest.raises(ConfigError, match="there is no file"):
+    with pytest.raises(ConfigError, match="there is no such file"):
         settings("--http", "0.0.0.0:8000", "--http-tokens", value)
 
 

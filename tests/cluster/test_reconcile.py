@@ -11,7 +11,8 @@ import pytest
 from cluster import ray_cluster, serve_client
 from cluster.ai_models import AIModel, RayOptions
 from cluster.capacity import ModelStatus
-from cluster.errors import ConfigError
+from cluster.commands import apply
+from cluster.errors import ClusterUnreachable, ConfigError
 from cluster.http_api import HTTPSettings
 from cluster.reconcile import LEAVE_S, Reconciler
 from cluster.serve_config import app_name
@@ -200,14 +201,18 @@ def test_a_lost_machine_is_first_left_to_serve(cluster: Cluster) -> None:
     assert not keeper.waiting
 
 
-def test_auto_takes_gpus_when_they_come_and_does_not_fall_back(cluster: Cluster) -> None:
+def test_auto_takes_gpus_when_they_come_and_does_not_fall_back(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
     def asks_for() -> float:
         (deployment,) = cluster.applications[NAME_A]["deployed_app_config"]["deployments"]
         return float(deployment["ray_actor_options"]["num_gpus"])
 
     keeper = reconciler(cluster, Device.AUTO)
     keeper.step([A])
+    keeper.step([A])
     assert asks_for() == 0
+    assert caplog.text.count("models run on its CPUs until one joins") == 1
     cluster.gpus = 1
     keeper.step([A])
     assert asks_for() == 1
@@ -247,11 +252,33 @@ def test_who_comes_while_all_gpus_are_away_waits_for_them(
     keeper = reconciler(cluster, device)
     assert not keeper.step([A, B])
     assert not keeper.step([A, B])
+    assert keeper.held
     assert cluster.deployed == [[NAME_A]], "and neither on CPUs nor B"
     assert caplog.text.count("the cluster has no GPU any more") == 1
     cluster.gpus = 2
     keeper.step([A, B])
+    assert not keeper.held
     assert cluster.deployed[-1] == [NAME_A, NAME_B]
+
+
+def test_apply_says_that_it_did_nothing_while_all_gpus_are_away(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.gpus = 1
+    reconciler(cluster, Device.GPU).step([A])
+    cluster.gpus = 0
+    monkeypatch.setattr(ray_cluster, "connect", lambda _: None)
+    file = tmp_path / "aiModels.json"
+    file.write_text('[{"pipeline": "llm", "model_id": "org/a", "warm": true}]')
+    with pytest.raises(ClusterUnreachable, match="nothing was deployed"):
+        apply.run(
+            str(file),
+            ray_address="auto",
+            models_dir=Path("/models"),
+            device=Device.AUTO,
+            autoscaler_gpus=None,
+            http=None,
+        )
 
 
 def test_who_says_cpu_gets_it_though_there_were_gpus(cluster: Cluster) -> None:

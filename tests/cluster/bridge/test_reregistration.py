@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import aiohttp
 import grpc
@@ -273,11 +273,10 @@ async def test_who_does_not_end_the_stream_that_we_leave_is_left_all_the_same(
             self.closed = True
 
     ours: Any = Ours()
+    endless: Any = Endless()
     reader = asyncio.create_task(asyncio.sleep(3600))
     peer = Peer(address=Address("127.0.0.1", 1))
-    stream = Stream(
-        peer=peer, channel=ours, call=ours, tunnel=ours, jobs=cast("Any", Endless()), reader=reader
-    )
+    stream = Stream(peer=peer, channel=ours, call=ours, tunnel=ours, jobs=endless, reader=reader)
     await asyncio.wait_for(stream.leave(), timeout=60)
     assert ours.closed
 
